@@ -1,0 +1,139 @@
+"""A stage chain over one block: the arrays of a window, and the way they take through the stages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .encoding import Array, Packed
+from .grids import Window
+from .readers.base import Source, values
+from .scene import QUALITY_FLAGS, Bands, SceneSpec
+from .stages.base import Stage, Stats
+
+
+@dataclass(frozen=True)
+class Block:
+    """The pixels of one window of a Scene, with what a stage needs to know of the whole.
+
+    Attributes:
+        spec: the whole Scene, as planned at this point of the chain.
+        window: the window that the arrays cover, px of `spec.grid`; it includes the halo, cut at the scene's edges.
+        core: the part of the window that this block answers for; statistics count its pixels and no others.
+        arrays: variables by name, `(band, y, x)`, `(class, y, x)` or `(y, x)`.
+    """
+
+    spec: SceneSpec
+    window: Window
+    core: Window
+    arrays: Mapping[str, Array | Packed] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Array:
+        """Values of a variable, decoded."""
+        return values(self.arrays[name])
+
+    @property
+    def bands(self) -> Bands:
+        """The band axis of the cubes."""
+        return self.spec.bands
+
+    @property
+    def subject(self) -> Array:
+        """The cube that a stage works on, `(band, y, x)` float32, NaN where there is no value."""
+        return self[self.spec.subject]
+
+    @property
+    def valid(self) -> Array:
+        """Pixels `(y, x)` that take part: the `valid` layer, else all but background and pixels without any value."""
+        if "valid" in self.arrays:
+            return self["valid"]
+        if "quality" in self.arrays:
+            return (self["quality"] & QUALITY_FLAGS["background"]) == 0
+        return np.asarray(np.isfinite(self.subject).any(axis=0))
+
+    def inner(self, array: Array) -> Array:
+        """The core's part of an array over the window (a view)."""
+        return self.core.crop(array, self.window)
+
+    def crop(self, window: Window) -> "Block":
+        """The part of the block inside `window` (views; packed arrays stay packed)."""
+        if window == self.window:
+            return self
+        cut: dict[str, Array | Packed] = {}
+        for name, array in self.arrays.items():
+            if isinstance(array, Packed):
+                cut[name] = Packed(window.crop(array.data, self.window), array.encoding)
+            else:
+                cut[name] = window.crop(array, self.window)
+        return Block(self.spec, window, self.core, cut)
+
+
+def plan_chain(spec: SceneSpec, stages: Sequence[Stage]) -> list[SceneSpec]:
+    """The Scene before the first stage and after each one; `len(stages) + 1` specs."""
+    specs = [spec]
+    for stage in stages:
+        specs.append(stage.plan(specs[-1]))
+    return specs
+
+
+def halos_before(specs: Sequence[SceneSpec], stages: Sequence[Stage], last: int = 0) -> list[int]:
+    """Halo, px of each step's own input grid, that the steps from it onwards need; `last` is what stays at the end."""
+    halos = [last]
+    for stage, before, after in zip(
+        reversed(stages), reversed(specs[: len(stages)]), reversed(specs[1:]), strict=False
+    ):
+        halos.append(stage.halo(before) + -(-halos[-1] // (after.scale // before.scale)))
+    return halos[::-1]
+
+
+def run_chain(
+    source: Source,
+    stages: Sequence[Stage],
+    specs: Sequence[SceneSpec],
+    stats: Sequence[Stats],
+    core: Window,
+    halo: int = 0,
+) -> list[Block]:
+    """Read a window with its halo and take it through the stages.
+
+    Args:
+        source: where the pixels come from.
+        stages: the steps, in order.
+        specs: what `plan_chain` gave for them.
+        stats: what each step's statistics settled to (empty for steps without any).
+        core: the window wanted, px of the source's grid.
+        halo: px to keep around the core of the last block.
+
+    Returns:
+        One Block a group (grid or band axis) of the chain, the native one first, each cropped to the core.
+    """
+    halos = halos_before(specs, stages, halo)
+    shape = source.spec.shape
+    window = core.expand(halos[0], shape)
+    block = Block(source.spec, window, core, {name: source.read(name, window) for name in source.spec.variables})
+    done = []
+    for stage, after, settled, margin in zip(stages, specs[1:], stats, halos[1:], strict=False):
+        made = stage.apply(block, settled)
+        if after.group != block.spec.group:
+            done.append(block.crop(block.core))
+        carried = {name: array for name, array in block.arrays.items() if name in after.variables}
+        factor = after.scale // block.spec.scale
+        grown = Block(after, block.window.scaled(factor), core.scaled(after.scale), {**carried, **made})
+        block = grown.crop(grown.core.expand(margin, (shape[0] * after.scale, shape[1] * after.scale)))
+    return [*done, block]
+
+
+def measure_block(
+    source: Source,
+    stages: Sequence[Stage],
+    specs: Sequence[SceneSpec],
+    stats: Sequence[Stats],
+    core: Window,
+    step: int,
+    number: int,
+) -> Stats:
+    """Partial sums of pass `number` of stage `step` over one window; earlier stages must have settled."""
+    stage = stages[step]
+    halo = stage.halo(specs[step])
+    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo)[-1]
+    return stage.measure(block, stats[step], number)

@@ -1,0 +1,122 @@
+"""The stage contract and the registry of stages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from cubeloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cubeloom.pipeline.blocks import Block
+    from cubeloom.pipeline.scene import SceneSpec
+
+Stats = Mapping[str, npt.NDArray[Any]]
+NO_STATS: Stats = {}
+
+
+class Stage(BaseModel):
+    """One step over a Scene: parameters, and pure functions of metadata and of blocks. No Dask, no Zarr.
+
+    A subclass is registered once by name. It says what it does to the Scene's metadata (`plan`) and to the pixels of
+    a block (`apply`). One that needs numbers of the whole scene first says in how many `passes`; each pass sums what
+    `measure` gives for every block, and `settle` turns the sums into what the next pass, and `apply`, receive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    """Part of a product's identity: raise it when the numbers that the stage makes change."""
+    passes: ClassVar[int] = 0
+    work_cubes: ClassVar[float] = 1.0
+    """Float32 copies of the input cube that `apply` and `measure` hold at their peak, beside input and output."""
+
+    @property
+    def skipped(self) -> str:
+        """Why the step does nothing with these parameters; empty where it does something."""
+        return ""
+
+    def plan(self, spec: SceneSpec) -> SceneSpec:
+        """The Scene that `apply` makes of a Scene `spec`.
+
+        Raises:
+            InputError: the stage cannot take such a scene; says why.
+        """
+        raise NotImplementedError
+
+    def halo(self, spec: SceneSpec) -> int:
+        """Pixels beyond its window, px of the input grid, that a block's inner pixels depend on."""
+        return 0
+
+    def measure(self, block: Block, stats: Stats, number: int) -> Stats:
+        """Partial sums of pass `number` (0-based) over `block`, which comes without halo unless `halo` says so.
+
+        Args:
+            block: pixels of the core window plus `halo`; count those of `block.core` only.
+            stats: what the passes before settled to.
+            number: which pass this is.
+        """
+        raise NotImplementedError
+
+    def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
+        """What the next pass and `apply` receive, from the sums of pass `number` over the whole scene."""
+        raise NotImplementedError
+
+    def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
+        """The new or changed variables of a block, over the block's whole window (the caller crops the halo).
+
+        A stage whose `plan` gives a grid `scale` times finer returns arrays of that many more pixels.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes this step's output what it is: name, version, parameters, and digests of the files it reads."""
+        return {"stage": self.name, "version": self.version, **self.model_dump(mode="json")}
+
+
+_STAGES: dict[str, type[Stage]] = {}
+S = TypeVar("S", bound=type[Stage])
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Class decorator: make a stage known under `name`; a name that is taken is an error."""
+
+    def add(cls: S) -> S:
+        if name in _STAGES:
+            raise ValueError(f"stage {name!r} is registered twice: {_STAGES[name].__module__} and {cls.__module__}")
+        cls.name = name
+        _STAGES[name] = cls
+        return cls
+
+    return add
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The stage registered under `name`.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name not in _STAGES:
+        near = difflib.get_close_matches(name, _STAGES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown stage {name!r}{hint} Known stages: {', '.join(sorted(_STAGES))}")
+    return _STAGES[name]
+
+
+def stage_names() -> list[str]:
+    """Names of all registered stages."""
+    return sorted(_STAGES)
+
+
+def add_stats(total: Stats, part: Stats) -> Stats:
+    """Sum of two partial statistics; the empty one is neutral."""
+    if not total:
+        return part
+    return {key: np.add(total[key], part[key]) for key in total}
