@@ -4,21 +4,33 @@ The names below are imported when they are first used, so that `import cubeloom`
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cubeloom.pipeline.engine import write_scene as write_scene
+    from cubeloom.pipeline.functions import classify as classify
+    from cubeloom.pipeline.functions import denoise as denoise
+    from cubeloom.pipeline.functions import destripe as destripe
+    from cubeloom.pipeline.functions import mask as mask
+    from cubeloom.pipeline.functions import resample_bands as resample_bands
+    from cubeloom.pipeline.functions import select_bands as select_bands
+    from cubeloom.pipeline.functions import superres as superres
+    from cubeloom.pipeline.readers import open_scene as open_scene
+    from cubeloom.pipeline.scene import validate_scene as validate_scene
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "open_scene": "cubeloom.pipeline.readers",
-    "write_scene": "cubeloom.pipeline.store",
+    "write_scene": "cubeloom.pipeline.engine",
     "validate_scene": "cubeloom.pipeline.scene",
-    "mask": "cubeloom.pipeline.stages",
-    "destripe": "cubeloom.pipeline.stages",
-    "resample_bands": "cubeloom.pipeline.stages",
-    "select_bands": "cubeloom.pipeline.stages",
-    "denoise": "cubeloom.pipeline.stages",
-    "superres": "cubeloom.pipeline.stages",
-    "classify": "cubeloom.pipeline.stages",
+    "mask": "cubeloom.pipeline.functions",
+    "destripe": "cubeloom.pipeline.functions",
+    "resample_bands": "cubeloom.pipeline.functions",
+    "select_bands": "cubeloom.pipeline.functions",
+    "denoise": "cubeloom.pipeline.functions",
+    "superres": "cubeloom.pipeline.functions",
+    "classify": "cubeloom.pipeline.functions",
 }
 
 __all__ = ["__version__", *_HOMES]

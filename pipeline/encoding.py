@@ -26,6 +26,13 @@ class Encoding:
         """Dtype in memory: float32 for packed variables, the stored one for all others."""
         return np.dtype("float32") if self.scale is not None else np.dtype(self.dtype)
 
+    @property
+    def cf(self) -> dict[str, Any]:
+        """The encoding as xarray and CF spell it; empty for variables that are stored as they are."""
+        if self.scale is None:
+            return {}
+        return {"dtype": self.dtype, "scale_factor": self.scale, "_FillValue": self.fill}
+
     def decode(self, packed: Array) -> Array:
         """Packed numbers to values; fill becomes NaN. Variables without a scale come back as they are."""
         if self.scale is None:

@@ -258,6 +258,15 @@ def coordinates(spec: SceneSpec) -> xr.Dataset:
     return xr.Dataset(coords={**coords, **_grid_coordinates(spec.grid)}, attrs=attrs)
 
 
+def scene_from(spec: SceneSpec, arrays: Mapping[str, Any]) -> xr.Dataset:
+    """The Scene of a spec with these arrays (Dask or NumPy) as its variables."""
+    scene = coordinates(spec)
+    for name, variable in spec.variables.items():
+        scene[name] = xr.DataArray(arrays[name], dims=variable.dims, attrs=dict(variable.attrs))
+        scene[name].encoding.update(variable.encoding.cf)
+    return scene
+
+
 def _grid_coordinates(grid: GeoBox) -> dict[str, Any]:
     if grid.crs is None:
         centres = {"y": np.arange(grid.shape[0]) + 0.5, "x": np.arange(grid.shape[1]) + 0.5}
@@ -267,14 +276,10 @@ def _grid_coordinates(grid: GeoBox) -> dict[str, Any]:
         }
     from odc.geo.xr import xr_coords
 
-    named: dict[str, Any] = dict(xr_coords(grid, spatial_ref="spatial_ref"))
-    if "y" in named:
-        return named
-    renamed = {"latitude": "y", "longitude": "x"}
-    return {
-        renamed.get(key, key): (value.variable if key == "spatial_ref" else (renamed[key], value.values, value.attrs))
-        for key, value in named.items()
-    }
+    axes: dict[str, Any] = dict(xr_coords(grid, "spatial_ref"))
+    ref = axes.pop("spatial_ref")
+    named = zip(("y", "x"), axes.values(), strict=True)  # a geographic grid calls its axes latitude and longitude
+    return {"spatial_ref": ref.variable, **{dim: (dim, axis.values, dict(axis.attrs)) for dim, axis in named}}
 
 
 def grid_of(scene: xr.Dataset) -> GeoBox:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from cubeloom.pipeline.encoding import Array, Packed
 from cubeloom.pipeline.grids import Shape, Window, whole
-from cubeloom.pipeline.scene import SceneSpec, coordinates
+from cubeloom.pipeline.scene import SceneSpec, scene_from
 
 
 @runtime_checkable
@@ -85,23 +85,13 @@ def _shifted(index: Any, by: int) -> Any:  # noqa: ANN401
 
 def to_scene(source: Source) -> xr.Dataset:
     """A lazy Scene over a Source: Dask chunks that follow the file's blocks, all bands in one chunk."""
-    spec = source.spec
-    scene = coordinates(spec)
     height, width = source.block_shape
-    for name, variable in spec.variables.items():
+    arrays = {}
+    for name in source.spec.variables:
         lazy = LazyVariable(source, name)
-        chunks = (-1, height, width) if lazy.ndim == 3 else (height, width)
-        array = da.from_array(lazy, chunks=chunks, name=f"{name}-{source.fingerprint()[:16]}", asarray=True)
-        scene[name] = xr.DataArray(array, dims=variable.dims, attrs=dict(variable.attrs))
-        scene[name].encoding.update(_xarray_encoding(source, name))
-    return scene
-
-
-def _xarray_encoding(source: Source, name: str) -> dict[str, Any]:
-    encoding = source.spec.variables[name].encoding
-    if encoding.scale is None:
-        return {}
-    return {"dtype": encoding.dtype, "scale_factor": encoding.scale, "_FillValue": encoding.fill}
+        chunks = (*(-1,) * (lazy.ndim - 2), height, width)
+        arrays[name] = da.from_array(lazy, chunks=chunks, name=f"{name}-{source.fingerprint()[:16]}", asarray=True)
+    return scene_from(source.spec, arrays)
 
 
 class SceneSource:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cubeloom.errors import ConfigError
 
@@ -120,3 +120,17 @@ def add_stats(total: Stats, part: Stats) -> Stats:
     if not total:
         return part
     return {key: np.add(total[key], part[key]) for key in total}
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A validation error in one line a problem; unknown keys come with the nearest known one."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, model.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"unknown key {where!r}{hint} (known: {', '.join(model.model_fields) or 'none'})")
+        else:
+            lines.append(f"{where}: {problem['msg']}, found {problem['input']!r}")
+    return "; ".join(lines)

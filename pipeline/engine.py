@@ -1,0 +1,428 @@
+"""A chain of stages over one source, into a store: the plan with its memory, the statistics, the blocks.
+
+This is the one way a product is made from files: the batch runner calls it with a ledger that outlives the process,
+the single-scene commands with a journal in memory.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import dask
+import dask.array as da
+import xarray as xr
+
+from cubeloom.errors import ConfigError, StoreError
+
+from . import store
+from .blocks import Block, halos_before, measure_block, plan_chain, run_chain
+from .executor import Executor
+from .grids import CHUNK, STATISTICS_BLOCK, Shape, Window, tile
+from .readers.base import Source
+from .scene import SceneSpec, spec_of
+from .stages.base import NO_STATS, Stage, Stats, add_stats
+
+BASE_BYTES = 350 * 2**20
+"""What the process holds beside blocks: the interpreter, the libraries, and GDAL's cache."""
+
+DEFAULT_MEMORY = 3 * 2**30
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+class Journal(Protocol):
+    """What is already done of a product, and the record of what gets done."""
+
+    def chunks(self) -> Mapping[str, str]:
+        """Hashes of the chunks that stand in staging."""
+        ...
+
+    def clipped(self) -> Mapping[str, int]:
+        """Values clipped so far, by variable."""
+        ...
+
+    def add_block(self, window: Window, written: store.Written) -> None:
+        """Record a finished block."""
+        ...
+
+    def statistics(self, step: int, number: int, part: int) -> Stats | None:
+        """Partial sums recorded for a block of a statistics pass."""
+        ...
+
+    def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
+        """Record the partial sums of one block."""
+        ...
+
+
+class MemoryJournal:
+    """A journal that ends with the process."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, str] = {}
+        self._clipped: dict[str, int] = {}
+
+    def chunks(self) -> Mapping[str, str]:
+        """Hashes of the chunks written so far."""
+        return self._chunks
+
+    def clipped(self) -> Mapping[str, int]:
+        """Values clipped so far, by variable."""
+        return self._clipped
+
+    def add_block(self, window: Window, written: store.Written) -> None:
+        """Remember a finished block."""
+        self._chunks |= written.hashes
+        for name, count in written.clipped.items():
+            self._clipped[name] = self._clipped.get(name, 0) + count
+
+    def statistics(self, step: int, number: int, part: int) -> Stats | None:
+        """Nothing is ever found: every pass runs once in a process."""
+        return None
+
+    def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
+        """Nothing needs remembering."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that is known of a product before its first pixel is read.
+
+    Attributes:
+        source: where the pixels come from.
+        stages: the steps that do something, in order.
+        specs: the Scene before the first step and after each one.
+        groups: what the store will hold, one spec a group, of the published variables alone.
+        block_shape: height and width of a block task, px of the source's grid, whole chunks.
+        workers: block tasks at a time.
+        projected_bytes: memory the run will need at its peak.
+        identity: hex digest of everything that decides the product's bytes.
+    """
+
+    source: Source
+    stages: tuple[Stage, ...]
+    specs: tuple[SceneSpec, ...]
+    groups: tuple[SceneSpec, ...]
+    block_shape: Shape
+    workers: int
+    projected_bytes: int
+    identity: str
+
+    @property
+    def blocks(self) -> list[Window]:
+        """Windows of all block tasks, row by row."""
+        return list(tile(self.source.spec.shape, self.block_shape))
+
+
+def make_plan(
+    source: Source,
+    stages: Sequence[Stage],
+    *,
+    publish: Sequence[str] | None = None,
+    workers: int = 1,
+    memory: int = DEFAULT_MEMORY,
+    workflow: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan a chain over a source.
+
+    Args:
+        source: an open source.
+        stages: the steps; those that say `skipped` are left out.
+        publish: names of the variables to keep; by default all but cubes that a later step has replaced.
+        workers: block tasks at a time.
+        memory: bytes the run may use.
+        workflow: what the workflow itself adds to the product's identity.
+
+    Raises:
+        InputError: a step cannot take the scene.
+        ConfigError: `publish` names what no step makes, or even the smallest block exceeds the memory.
+    """
+    active = tuple(stage for stage in stages if not stage.skipped)
+    specs = tuple(plan_chain(source.spec, active))
+    groups = _published(specs, publish)
+    block_shape, projected = _fit(source, active, specs, workers, memory)
+    identity = _identity(source, active, groups, workflow or {})
+    return Plan(source, active, specs, groups, block_shape, workers, projected, identity)
+
+
+def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tuple[SceneSpec, ...]:
+    """The last spec of every group, with the variables that are to be kept."""
+    finals = {spec.group: spec for spec in specs}
+    made = {name for spec in finals.values() for name in spec.variables}
+    if publish is not None and (unknown := sorted(set(publish) - made)):
+        raise ConfigError(f"publish names {', '.join(unknown)}; the steps make {', '.join(sorted(made))}")
+    groups = []
+    for spec in finals.values():
+        kept = {name: v for name, v in spec.variables.items() if _is_kept(name, spec, publish)}
+        if kept:
+            subject = spec.subject if spec.subject in kept else spec.measurement
+            groups.append(replace(spec, variables=kept, subject=subject))
+    return tuple(groups)
+
+
+def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
+    if name == spec.measurement:
+        return True
+    if publish is not None:
+        return name in publish
+    return not spec.variables[name].is_cube or name == spec.subject
+
+
+def _fit(
+    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], workers: int, memory: int
+) -> tuple[Shape, int]:
+    """The block that suits the file, halved until the projected memory fits the budget."""
+    rows, cols = (_whole_chunks(size) for size in source.block_shape)
+    while True:
+        block = BASE_BYTES + workers * _block_bytes(stages, specs, (rows, cols), source.spec.shape)
+        if block <= memory or (rows, cols) == (CHUNK, CHUNK):
+            break
+        rows, cols = (rows, _whole_chunks(cols // 2)) if cols > rows else (_whole_chunks(rows // 2), cols)
+    statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
+    passes = any(stage.passes for stage in stages)
+    projected = max(
+        block, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, source.spec.shape) if passes else 0
+    )
+    if projected > memory:
+        raise ConfigError(
+            f"{source.spec.scene_id}: {_arithmetic(source, stages, specs, workers, (rows, cols))}; "
+            f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
+        )
+    return (rows, cols), projected
+
+
+def _arithmetic(source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], workers: int, shape: Shape) -> str:
+    largest = max(shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)) if any(s.passes for s in stages) else shape
+    task = _block_bytes(stages, specs, largest, source.spec.shape)
+    total = BASE_BYTES + workers * task
+    return (
+        f"projected memory {total / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base "
+        f"+ {workers} workers x {task / 2**20:.0f} MiB a block of {largest[0]} x {largest[1]} px with its halo"
+    )
+
+
+def _whole_chunks(size: int) -> int:
+    return max(-(-size // CHUNK), 1) * CHUNK
+
+
+def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Shape, scene: Shape) -> int:
+    """Bytes one block task holds at its peak: at some step, the arrays before and after it, and its work space."""
+    halos = halos_before(specs, stages)
+    peak = _array_bytes(specs[0], block, scene, halos[0])
+    for stage, before, after, halo in zip(stages, specs[:-1], specs[1:], halos[:-1], strict=True):
+        held = _array_bytes(before, block, scene, halo)
+        cube = 4 * len(before.bands) * _pixels(before, block, scene, halo)
+        factor = after.scale // before.scale
+        made = _array_bytes(after, block, scene, halo * factor) - (
+            held if factor == 1 and after.group == before.group else 0
+        )
+        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube))
+    return peak
+
+
+def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
+    height, width = (
+        min(size + 2 * halo // spec.scale, full) * spec.scale for size, full in zip(block, scene, strict=True)
+    )
+    return height * width
+
+
+def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
+    pixels = _pixels(spec, block, scene, halo)
+    total = 0
+    for name, variable in spec.variables.items():
+        leading = 1
+        for size in spec.sizes(name)[:-2]:
+            leading *= size
+        packed = 2 if variable.encoding.scale is not None else 0
+        total += leading * pixels * (variable.encoding.decoded_dtype.itemsize + packed)
+    return total
+
+
+def _identity(source: Source, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
+    parts = {
+        "layout": store.LAYOUT_VERSION,
+        "source": source.fingerprint(),
+        "stages": [stage.fingerprint() for stage in stages],
+        "variables": {spec.group: sorted(spec.variables) for spec in groups},
+        "workflow": workflow,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, progress: Progress) -> dict[str, Any]:
+    """Make a product in staging: statistics, blocks, seal. What the journal holds already is not done again.
+
+    Returns:
+        The commit record's own entries: identity, history and counts.
+    """
+    if not staged.exists() or not journal.chunks():
+        store.create(staged, plan.groups)
+    missing = _missing_blocks(plan, journal.chunks())
+    if missing:
+        stats = settle_statistics(plan, journal, executor, progress)
+        work = partial(_block_task, plan, stats, staged)
+        done = len(plan.blocks) - len(missing)
+        progress("blocks", done, len(plan.blocks))
+        for window, written in zip(missing, executor.map(work, missing), strict=True):
+            journal.add_block(window, written)
+            done += 1
+            progress("blocks", done, len(plan.blocks))
+    record = {
+        "identity": plan.identity,
+        "scene_id": plan.source.spec.scene_id,
+        "source": plan.source.fingerprint(),
+        "stages": [stage.fingerprint() for stage in plan.stages],
+        "clipped": dict(sorted(journal.clipped().items())),
+    }
+    progress("verify", 0, 1)
+    store.seal(staged, plan.groups, journal.chunks(), record, executor.map)
+    progress("verify", 1, 1)
+    return record
+
+
+def _missing_blocks(plan: Plan, known: Mapping[str, str]) -> list[Window]:
+    return [window for window in plan.blocks if not set(store.block_keys(plan.groups, window)) <= known.keys()]
+
+
+def settle_statistics(plan: Plan, journal: Journal, executor: Executor, progress: Progress) -> list[Stats]:
+    """What the statistics of every step settled to; a step without passes has none."""
+    stats: list[Stats] = [NO_STATS for _ in plan.stages]
+    windows = list(tile(plan.source.spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)))
+    for step, stage in enumerate(plan.stages):
+        for number in range(stage.passes):
+            known = {part: journal.statistics(step, number, part) for part in range(len(windows))}
+            todo = [part for part, sums in known.items() if sums is None]
+            measure = partial(_measure_task, plan, tuple(stats), windows, step, number)
+            for part, sums in zip(todo, executor.map(measure, todo), strict=True):
+                journal.add_statistics(step, number, part, sums)
+                known[part] = sums
+                progress(f"{stage.name} statistics {number + 1}/{stage.passes}", part + 1, len(windows))
+            total: Stats = NO_STATS
+            for part in range(len(windows)):
+                total = add_stats(total, known[part] or NO_STATS)
+            stats[step] = stage.settle(total, stats[step], number, plan.specs[step])
+    return stats
+
+
+def _measure_task(
+    plan: Plan, stats: Sequence[Stats], windows: Sequence[Window], step: int, number: int, part: int
+) -> Stats:
+    return measure_block(plan.source, plan.stages, plan.specs, stats, windows[part], step, number)
+
+
+def _block_task(plan: Plan, stats: Sequence[Stats], staged: Path, core: Window) -> store.Written:
+    """One block from the source to the store; doing it again leaves the same files."""
+    written = store.Written({}, 0, {})
+    blocks = {block.spec.group: block for block in run_chain(plan.source, plan.stages, plan.specs, stats, core)}
+    for spec in plan.groups:
+        block = blocks[spec.group]
+        part = store.write_block(staged, replace(block, spec=spec))
+        written = store.Written(
+            written.hashes | part.hashes, written.nbytes + part.nbytes, {**written.clipped, **part.clipped}
+        )
+    return written
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A progress function that says nothing."""
+
+
+def run_to_store(
+    source: Source,
+    stages: Sequence[Stage],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    workers: int = 2,
+    memory: int = DEFAULT_MEMORY,
+    progress: Progress = quiet,
+) -> Plan:
+    """Take one source through stages into a store at `out`, published by a rename.
+
+    Raises:
+        ConfigError: `out` exists and `overwrite` is not set.
+    """
+    _require_free(out, overwrite)
+    plan = make_plan(source, stages, workers=workers, memory=memory)
+    with _staging(out) as staged, Executor(workers) as executor:
+        execute(plan, staged, MemoryJournal(), executor, progress)
+        _replace(staged, out)
+    return plan
+
+
+def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a Scene, computing what is lazy block by block, and publish it by a rename.
+
+    Args:
+        scene: any Scene, as opened or as stages made it.
+        path: the `.zarr` folder to make.
+        overwrite: replace what stands at `path`, in one step, once the new store is complete.
+
+    Returns:
+        The path of the store.
+
+    Raises:
+        ConfigError: `path` exists and `overwrite` is not set.
+        InputError: `scene` breaks the Scene contract.
+    """
+    out = Path(path)
+    _require_free(out, overwrite)
+    spec = replace(spec_of(scene), group="", scale=1)
+    with _staging(out) as staged:
+        store.create(staged, [spec])
+        arrays = {name: da.asarray(scene[name].data) for name in spec.variables}
+        write = dask.delayed(_write_window, pure=False)
+        edge = (STATISTICS_BLOCK, STATISTICS_BLOCK)
+        tasks = [
+            write(staged, spec, window, {name: array[(..., *window.slices)] for name, array in arrays.items()})
+            for window in tile(spec.shape, edge)
+        ]
+        journal = MemoryJournal()
+        for window, written in zip(tile(spec.shape, edge), dask.compute(*tasks), strict=True):
+            journal.add_block(window, written)
+        record = {"identity": None, "scene_id": spec.scene_id, "clipped": dict(journal.clipped())}
+        store.seal(staged, [spec], journal.chunks(), record, map)
+        _replace(staged, out)
+    return out
+
+
+def _write_window(staged: Path, spec: SceneSpec, window: Window, arrays: Mapping[str, Any]) -> store.Written:
+    return store.write_block(staged, Block(spec, window, window, arrays))
+
+
+def _require_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; give --overwrite (overwrite=True) to replace it")
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A staging folder beside the target, on the same disk; gone afterwards, whether it was published or not."""
+    staged = out.parent / f".{out.name}.staging"
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _replace(staged: Path, out: Path) -> None:
+    """Publish at `out`; what stood there stays until the new store has its name."""
+    old = out.parent / f".{out.name}.old"
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    try:
+        store.publish(staged, out)
+    except (OSError, StoreError):
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

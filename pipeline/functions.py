@@ -1,0 +1,62 @@
+"""The stages as functions of a lazy Scene: what `import cubeloom` offers from Python.
+
+Each takes a Scene and the parameters of its stage and gives a new lazy Scene; nothing is computed before `.compute()`,
+`.persist()` or `write_scene`. The stage's class documents the parameters, and wrong ones are a `ConfigError`.
+"""
+
+from typing import Any
+
+import xarray as xr
+from pydantic import ValidationError
+
+from cubeloom.errors import ConfigError
+
+from .lift import lift
+from .stages import Stage, explain, stage_class
+
+
+def _lifted(name: str, scene: xr.Dataset, parameters: dict[str, Any]) -> xr.Dataset:
+    cls: type[Stage] = stage_class(name)
+    try:
+        stage = cls.model_validate(parameters)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {explain(error, cls)}") from None
+    return lift(stage)(scene)
+
+
+def mask(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Mark the pixels that take part: adds `valid(y, x)`, False at background, cloud, shadow and thick cirrus.
+
+    The measurement stays as it is; what later stages make is NaN where `valid` is False. Parameters: see `Mask`.
+    """
+    return _lifted("mask", scene, parameters)
+
+
+def destripe(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Remove the column stripes of a pushbroom sensor: adds `destriped(band, y, x)`. Parameters: see `Destripe`."""
+    return _lifted("destripe", scene, parameters)
+
+
+def select_bands(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Keep some bands of every cube. Parameters: see `SelectBands`."""
+    return _lifted("select_bands", scene, parameters)
+
+
+def resample_bands(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Resample the subject to other bands by their spectral response. Parameters: see `ResampleBands`."""
+    return _lifted("resample_bands", scene, parameters)
+
+
+def denoise(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Remove noise: adds `denoised(band, y, x)` beside the measurement. Parameters: see `Denoise`."""
+    return _lifted("denoise", scene, parameters)
+
+
+def superres(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Refine the grid by a whole factor: a Scene with `superresolved(band, y, x)`. Parameters: see `Superres`."""
+    return _lifted("superres", scene, parameters)
+
+
+def classify(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Classify every valid pixel: adds `classes`, `probability` and `confidence`. Parameters: see `Classify`."""
+    return _lifted("classify", scene, parameters)

@@ -1,0 +1,78 @@
+"""Coarser levels of a variable: each pixel stands for two by two of the finer level."""
+
+import numpy as np
+
+from .encoding import Array
+from .grids import Shape
+from .scene import Variable
+
+SMALLEST = 512
+"""A level whose longer side is no more than this, px, gets no coarser one."""
+
+BANDS_AT_ONCE = 8
+"""Bands halved together: their sums stay in the processor's cache."""
+
+
+def overview_factors(shape: Shape) -> list[int]:
+    """Factors 2, 4, ... of the overviews of a grid, until one is small enough to be looked at whole."""
+    factors = []
+    factor = 1
+    while -(-max(shape) // factor) > SMALLEST:
+        factor *= 2
+        factors.append(factor)
+    return factors
+
+
+def halve(level: Array, variable: Variable) -> Array:
+    """The next coarser level, `(..., ceil(y / 2), ceil(x / 2))`.
+
+    Numbers are averaged over the values that are not fill; flags and classes take the commonest of the four (the
+    first among equals), since the mean of two codes means nothing.
+    """
+    height, width = level.shape[-2:]
+    if height % 2 or width % 2:
+        level = np.pad(level, [(0, 0)] * (level.ndim - 2) + [(0, height % 2), (0, width % 2)], mode="edge")
+    encoding = variable.encoding
+    if encoding.scale is None and not np.issubdtype(level.dtype, np.floating):
+        return _commonest(level)
+    cube = level if level.ndim == 3 else level[None]
+    out = np.empty((cube.shape[0], cube.shape[1] // 2, cube.shape[2] // 2), level.dtype)
+    average = _mean_of_floats if encoding.scale is None else _mean_of_integers
+    for start in range(0, len(cube), BANDS_AT_ONCE):
+        part = slice(start, start + BANDS_AT_ONCE)
+        out[part] = average(cube[part], encoding.fill)
+    return out if level.ndim == 3 else out[0]
+
+
+def _quarters(level: Array) -> tuple[Array, Array, Array, Array]:
+    return level[..., ::2, ::2], level[..., ::2, 1::2], level[..., 1::2, ::2], level[..., 1::2, 1::2]
+
+
+def _mean_of_integers(level: Array, fill: float | None) -> Array:
+    """Rounded mean of packed values, fill left out; halves are rounded up."""
+    empty = level == fill
+    if not empty.any():
+        rows = level[:, ::2].astype(np.int32)
+        rows += level[:, 1::2]
+        total = rows[..., ::2] + rows[..., 1::2]
+        return (total + 2) >> 2
+    values = np.where(empty, 0, level).astype(np.int32)
+    total = np.sum(_quarters(values), axis=0)
+    count = 4 - np.sum(_quarters(empty), axis=0, dtype=np.int32)
+    mean = (2 * total + count) // np.maximum(2 * count, 1)
+    return np.where(count == 0, fill, mean)
+
+
+def _mean_of_floats(level: Array, _: float | None) -> Array:
+    missing = np.isnan(level)
+    total = np.sum(_quarters(np.where(missing, 0, level)), axis=0)
+    count = 4 - np.sum(_quarters(missing), axis=0, dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(count == 0, np.nan, total / count), level.dtype)
+
+
+def _commonest(level: Array) -> Array:
+    """The commonest of each four codes; the first in reading order where several are equally common."""
+    quarters = np.stack(_quarters(level))
+    votes = np.stack([(quarters == quarter).sum(axis=0) for quarter in quarters])
+    return np.take_along_axis(quarters, votes.argmax(axis=0)[None], axis=0)[0]

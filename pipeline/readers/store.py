@@ -1,0 +1,101 @@
+"""Published product stores, read back as Scenes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from cubeloom.errors import InputError
+from cubeloom.pipeline.encoding import Array, Packed
+from cubeloom.pipeline.grids import Shape, Window
+from cubeloom.pipeline.scene import SceneSpec, spec_of
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` is a Zarr format 3 group."""
+    return path.is_dir() and (path / "zarr.json").is_file()
+
+
+def open_source(path: Path, group: str = "") -> "StoreSource":
+    """The Source over one group of a published store.
+
+    Args:
+        path: the `.zarr` folder.
+        group: empty for the native grid, or `x2`, `overviews/4`, ...
+
+    Raises:
+        StoreError: the store has no commit record, so it is not a finished product.
+        InputError: it has no such group, or the group holds no Scene.
+    """
+    from cubeloom.pipeline.store import read_commit
+
+    read_commit(path)
+    return StoreSource(path, group, _read_spec(path, group))
+
+
+def _read_spec(path: Path, group: str) -> SceneSpec:
+    try:
+        frame = xr.open_zarr(path, group=group or None, consolidated=True, decode_coords="all", chunks=None)
+    except (FileNotFoundError, KeyError, zarr.errors.GroupNotFoundError):
+        groups = sorted(name for name, node in zarr.open_group(path, mode="r").members(max_depth=None) if _is_group(node))
+        raise InputError(f"{path}: no group {group!r}; it has {', '.join(groups) or 'the root group alone'}") from None
+    frame = frame.assign_coords(detector=("band", _names(frame["detector"])))
+    added = {"Conventions", "zarr_conventions", "coordinates"}
+    frame.attrs = {k: v for k, v in frame.attrs.items() if k not in added and not k.startswith(("proj:", "spatial:"))}
+    return spec_of(frame)
+
+
+def _is_group(node: object) -> bool:
+    return isinstance(node, zarr.Group)
+
+
+def _names(detector: xr.DataArray) -> Array:
+    meanings = np.array(["" if name == "single" else name for name in detector.attrs["flag_meanings"].split()])
+    return np.asarray(meanings[np.asarray(detector.values, int)], object)
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """A Source over one group of a store; chunks are read and decoded by zarr."""
+
+    path: Path
+    group: str
+    spec: SceneSpec
+
+    @property
+    def block_shape(self) -> Shape:
+        """Four by four chunks, or the whole grid where it is smaller."""
+        return min(512, self.spec.shape[0]), min(512, self.spec.shape[1])
+
+    def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
+        """One window of a variable, still packed where the store packs it."""
+        rows, cols = window.slices
+        leading = (bands or slice(None),) * (len(self.spec.variables[name].dims) - 2)
+        data = np.asarray(_array(self.path, self.group, name)[(*leading, rows, cols)])
+        encoding = self.spec.variables[name].encoding
+        return Packed(data, encoding) if encoding.scale is not None else data
+
+    def fingerprint(self) -> str:
+        """Digest of the commit record, which holds the hash of every chunk."""
+        import hashlib
+
+        from cubeloom.pipeline.store import COMMIT
+
+        return hashlib.sha256((self.path / COMMIT).read_bytes() + self.group.encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _array(path: Path, group: str, name: str) -> Any:  # noqa: ANN401 - zarr.Array
+    return zarr.open_array(path / group / name, mode="r")
+
+
+def commit_of(path: Path) -> Mapping[str, Any]:
+    """The commit record of a store."""
+    from cubeloom.pipeline.store import read_commit
+
+    return read_commit(path)

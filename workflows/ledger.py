@@ -1,0 +1,171 @@
+"""The ledger of an output directory: which scenes were made, and the finished blocks of those under way.
+
+One SQLite file, written by the runner process alone. A block's row is written after its chunks stand on the disk, so
+a run that was killed at any moment goes on at the first block without a row.
+"""
+
+import io
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.stages.base import Stats
+from cubeloom.pipeline.store import Written
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS scene (
+    identity TEXT PRIMARY KEY, item TEXT NOT NULL, workflow TEXT NOT NULL, state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, cause TEXT, product TEXT, started TEXT, ended TEXT);
+CREATE TABLE IF NOT EXISTS chunk (
+    identity TEXT NOT NULL, key TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (identity, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS block (
+    identity TEXT NOT NULL, row INTEGER, col INTEGER, height INTEGER, width INTEGER, bytes INTEGER, clipped TEXT,
+    PRIMARY KEY (identity, row, col, height, width)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS statistics (
+    identity TEXT NOT NULL, step INTEGER, number INTEGER, part INTEGER, sums BLOB NOT NULL,
+    PRIMARY KEY (identity, step, number, part));
+"""
+
+STATES = ("processing", "succeeded", "failed", "invalid")
+
+
+@dataclass(frozen=True)
+class SceneRow:
+    """One scene's state: `processing`, `succeeded`, `failed` or `invalid`, with the cause where there is one."""
+
+    identity: str
+    item: str
+    workflow: str
+    state: str
+    attempts: int
+    cause: str | None
+    product: str | None
+    started: str | None
+    ended: str | None
+
+
+class Ledger:
+    """The SQLite file under `.cubeloom/`; use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(SCHEMA)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def begin(self, identity: str, item: str, workflow: str) -> None:
+        """A scene is being worked on, once more or for the first time."""
+        self._db.execute(
+            "INSERT INTO scene (identity, item, workflow, state, attempts, started) VALUES (?, ?, ?, 'processing', 1, ?) "
+            "ON CONFLICT (identity) DO UPDATE SET state = 'processing', attempts = attempts + 1, cause = NULL, "
+            "started = excluded.started, ended = NULL",
+            (identity, item, workflow, _now()),
+        )
+
+    def end(self, identity: str, state: str, *, cause: str | None = None, product: str | None = None) -> None:
+        """A scene came to its end; a product that stands needs its blocks remembered no longer."""
+        if state not in STATES:
+            raise ValueError(f"state {state!r} is none of {STATES}")
+        self._db.execute(
+            "UPDATE scene SET state = ?, cause = ?, product = ?, ended = ? WHERE identity = ?",
+            (state, cause, product, _now(), identity),
+        )
+        if state == "succeeded":
+            self.forget(identity)
+
+    def forget(self, identity: str) -> None:
+        """Drop the blocks and statistics of a product: it stands, or its staging is gone."""
+        with closing(self._db.cursor()) as cursor:
+            cursor.execute("BEGIN")
+            for table in ("chunk", "block", "statistics"):
+                cursor.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
+            cursor.execute("COMMIT")
+
+    def scenes(self) -> list[SceneRow]:
+        """All scenes, the latest last."""
+        rows = self._db.execute(
+            "SELECT identity, item, workflow, state, attempts, cause, product, started, ended FROM scene ORDER BY started"
+        )
+        return [SceneRow(*row) for row in rows]
+
+    def journal(self, identity: str) -> "LedgerJournal":
+        """The record of one product's finished blocks."""
+        return LedgerJournal(self._db, identity)
+
+
+class LedgerJournal:
+    """The finished blocks and statistics of one product, kept over a kill."""
+
+    def __init__(self, db: sqlite3.Connection, identity: str) -> None:
+        self._db, self._identity = db, identity
+
+    def chunks(self) -> Mapping[str, str]:
+        """Hashes of the chunks that stand in staging."""
+        return dict(self._db.execute("SELECT key, sha256 FROM chunk WHERE identity = ?", (self._identity,)))
+
+    def clipped(self) -> Mapping[str, int]:
+        """Values clipped so far, by variable."""
+        total: dict[str, int] = {}
+        for (text,) in self._db.execute("SELECT clipped FROM block WHERE identity = ?", (self._identity,)):
+            for name, count in json.loads(text).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def add_block(self, window: Window, written: Written) -> None:
+        """Record a finished block and its chunks in one transaction."""
+        with closing(self._db.cursor()) as cursor:
+            cursor.execute("BEGIN")
+            cursor.executemany(
+                "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)",
+                [(self._identity, key, digest) for key, digest in written.hashes.items()],
+            )
+            values = (self._identity, window.row, window.col, window.height, window.width, written.nbytes)
+            cursor.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, json.dumps(written.clipped)))
+            cursor.execute("COMMIT")
+
+    def statistics(self, step: int, number: int, part: int) -> Stats | None:
+        """Partial sums recorded for a block of a statistics pass."""
+        key = (self._identity, step, number, part)
+        row = self._db.execute(
+            "SELECT sums FROM statistics WHERE identity = ? AND step = ? AND number = ? AND part = ?", key
+        ).fetchone()
+        return _unpack(row[0]) if row else None
+
+    def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
+        """Record the partial sums of one block."""
+        key = (self._identity, step, number, part)
+        self._db.execute("INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)", (*key, _pack(sums)))
+
+
+def _pack(sums: Stats) -> bytes:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = dict(sums)
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _unpack(blob: bytes) -> Stats:
+    with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

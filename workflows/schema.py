@@ -1,0 +1,142 @@
+"""Workflows: YAML files that name stages and their parameters."""
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cubeloom.errors import ConfigError, InputError
+from cubeloom.pipeline.scene import SceneSpec
+from cubeloom.pipeline.stages import Stage, explain, stage_class
+from cubeloom.untrusted import load_yaml
+
+
+class Workflow(BaseModel):
+    """A chain of stages, and the scenes it takes.
+
+    Attributes:
+        name: names the products; letters, digits, `_` and `-`.
+        sensors: sensors it takes; any where empty.
+        levels: processing levels it takes; any where empty.
+        open: options for `open_scene`, such as `detector: vnir` for EnMAP L1B.
+        steps: stages in order, each a name or `{name: {parameter: value}}`.
+        publish: variables to keep; by default all but cubes that a later step replaced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    description: str = ""
+    sensors: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    open: Mapping[str, str] = Field(default_factory=dict)
+    steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    publish: tuple[str, ...] | None = None
+
+    def stages(self) -> list[Stage]:
+        """The stages of the steps.
+
+        Raises:
+            ConfigError: an unknown stage or parameter, or a wrong value; names the step and the nearest known name.
+        """
+        return [_stage(number, step) for number, step in enumerate(self.steps, 1)]
+
+    def require(self, spec: SceneSpec) -> None:
+        """Check that the workflow takes a scene.
+
+        Raises:
+            InputError: it does not; says what the scene is and what was expected.
+        """
+        for kind, found, allowed in (
+            ("sensor", spec.sensor, self.sensors),
+            ("level", spec.processing_level, self.levels),
+        ):
+            if allowed and found not in allowed:
+                raise InputError(
+                    f"{spec.scene_id}: workflow {self.name} takes {kind} {' or '.join(allowed)}, the scene is {found}"
+                )
+
+    def digest(self) -> str:
+        """Hex digest of what the workflow does (its name and description do not count)."""
+        return hashlib.sha256(self.model_dump_json(exclude={"name", "description"}).encode()).hexdigest()
+
+
+def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:
+    if isinstance(step, dict) and len(step) != 1:
+        raise ConfigError(f"step {number}: expected one stage, found {', '.join(step) or 'none'}; start each with a dash")
+    name, given = (step, None) if isinstance(step, str) else next(iter(step.items()))
+    cls = stage_class(name)
+    try:
+        return cls.model_validate(given or {})
+    except ValidationError as error:
+        raise ConfigError(f"step {number} ({name}): {explain(error, cls)}") from None
+
+
+def load_workflow(name: str, settings: Sequence[str] = ()) -> Workflow:
+    """A workflow from a file, or one of the library by name.
+
+    Args:
+        name: path of a YAML file, or the name of a workflow that comes with Cubeloom.
+        settings: `STEP.PARAMETER=VALUE` changes, values in YAML.
+
+    Raises:
+        ConfigError: there is no such workflow, or it is wrong; says where and what is expected.
+    """
+    text, origin = _workflow_text(name)
+    data = load_yaml(text, origin)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: expected a mapping with name and steps, found {type(data).__name__}")
+    for setting in settings:
+        _apply_setting(data, setting, origin)
+    try:
+        workflow = Workflow.model_validate(data)
+        workflow.stages()
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, Workflow)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return workflow
+
+
+def library() -> list[str]:
+    """Names of the workflows that come with Cubeloom."""
+    folder = files("cubeloom.workflows") / "library"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if _is_workflow(entry.name))
+
+
+def _is_workflow(name: str) -> bool:
+    return name.endswith(".yaml") and not name.startswith("train_")
+
+
+def _workflow_text(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such workflow file")
+        return path.read_text(encoding="utf-8"), str(path)
+    if name not in library():
+        near = difflib.get_close_matches(name, library(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown workflow {name!r}{hint} Known: {', '.join(library())}; or give a .yaml file")
+    entry = files("cubeloom.workflows") / "library" / f"{name}.yaml"
+    return entry.read_text(encoding="utf-8"), f"workflow {name}"
+
+
+def _apply_setting(data: dict[str, Any], setting: str, origin: str) -> None:
+    """Change one parameter of one step of a workflow that was read."""
+    target, equals, value = setting.partition("=")
+    stage, dot, parameter = target.partition(".")
+    if not (equals and dot):
+        raise ConfigError(f"--set {setting!r}: expected STEP.PARAMETER=VALUE")
+    steps = data.get("steps", [])
+    for position, step in enumerate(steps):
+        name = step if isinstance(step, str) else next(iter(step), None)
+        if name == stage:
+            given = {} if isinstance(step, str) else step[name] or {}
+            steps[position] = {stage: {**given, parameter: load_yaml(value, f"--set {setting}")}}
+            return
+    raise ConfigError(f"--set {setting!r}: {origin} has no step {stage!r}")
