@@ -1,7 +1,10 @@
 """A stage chain over one block: the arrays of a window, and the way they take through the stages."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,7 +12,9 @@ from .encoding import Array, Packed
 from .grids import Window
 from .readers.base import Source, values
 from .scene import QUALITY_FLAGS, Bands, SceneSpec
-from .stages.base import Stage, Stats
+
+if TYPE_CHECKING:
+    from .stages.base import Stage, Stats
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Block:
         """The core's part of an array over the window (a view)."""
         return self.core.crop(array, self.window)
 
-    def crop(self, window: Window) -> "Block":
+    def crop(self, window: Window) -> Block:
         """The part of the block inside `window` (views; packed arrays stay packed)."""
         if window == self.window:
             return self
