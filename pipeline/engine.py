@@ -119,6 +119,10 @@ class Plan:
         """Windows of all block tasks, row by row."""
         return list(tile(self.source.spec.shape, self.block_shape))
 
+    def missing(self, known: Mapping[str, str]) -> list[Window]:
+        """The blocks some of whose chunks are not among the known ones."""
+        return [window for window in self.blocks if not set(store.block_keys(self.groups, window)) <= known.keys()]
+
 
 def make_plan(
     source: Source,
@@ -264,7 +268,7 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     """
     if not staged.exists() or not journal.chunks():
         store.create(staged, plan.groups)
-    missing = _missing_blocks(plan, journal.chunks())
+    missing = plan.missing(journal.chunks())
     if missing:
         stats = settle_statistics(plan, journal, executor, progress)
         work = partial(_block_task, plan, stats, staged)
@@ -285,10 +289,6 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     store.seal(staged, plan.groups, journal.chunks(), record, executor.map)
     progress("verify", 1, 1)
     return record
-
-
-def _missing_blocks(plan: Plan, known: Mapping[str, str]) -> list[Window]:
-    return [window for window in plan.blocks if not set(store.block_keys(plan.groups, window)) <= known.keys()]
 
 
 def settle_statistics(plan: Plan, journal: Journal, executor: Executor, progress: Progress) -> list[Stats]:

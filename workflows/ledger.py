@@ -74,7 +74,8 @@ class Ledger:
     def begin(self, identity: str, item: str, workflow: str) -> None:
         """A scene is being worked on, once more or for the first time."""
         self._db.execute(
-            "INSERT INTO scene (identity, item, workflow, state, attempts, started) VALUES (?, ?, ?, 'processing', 1, ?) "
+            "INSERT INTO scene (identity, item, workflow, state, attempts, started) "
+            "VALUES (?, ?, ?, 'processing', 1, ?) "
             "ON CONFLICT (identity) DO UPDATE SET state = 'processing', attempts = attempts + 1, cause = NULL, "
             "started = excluded.started, ended = NULL",
             (identity, item, workflow, _now()),
@@ -101,9 +102,8 @@ class Ledger:
 
     def scenes(self) -> list[SceneRow]:
         """All scenes, the latest last."""
-        rows = self._db.execute(
-            "SELECT identity, item, workflow, state, attempts, cause, product, started, ended FROM scene ORDER BY started"
-        )
+        columns = "identity, item, workflow, state, attempts, cause, product, started, ended"
+        rows = self._db.execute(f"SELECT {columns} FROM scene ORDER BY started")  # noqa: S608 - fixed names
         return [SceneRow(*row) for row in rows]
 
     def journal(self, identity: str) -> "LedgerJournal":
@@ -138,7 +138,9 @@ class LedgerJournal:
                 [(self._identity, key, digest) for key, digest in written.hashes.items()],
             )
             values = (self._identity, window.row, window.col, window.height, window.width, written.nbytes)
-            cursor.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, json.dumps(written.clipped)))
+            cursor.execute(
+                "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, json.dumps(written.clipped))
+            )
             cursor.execute("COMMIT")
 
     def statistics(self, step: int, number: int, part: int) -> Stats | None:

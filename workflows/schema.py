@@ -67,7 +67,9 @@ class Workflow(BaseModel):
 
 def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:
     if isinstance(step, dict) and len(step) != 1:
-        raise ConfigError(f"step {number}: expected one stage, found {', '.join(step) or 'none'}; start each with a dash")
+        raise ConfigError(
+            f"step {number}: expected one stage, found {', '.join(step) or 'none'}; start each with a dash"
+        )
     name, given = (step, None) if isinstance(step, str) else next(iter(step.items()))
     cls = stage_class(name)
     try:

@@ -1,0 +1,287 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cubeloom.errors import CubeloomError
+
+app = typer.Typer(
+    name="cubeloom",
+    help="Imaging-spectrometer scenes from a catalog to analysis-ready Zarr.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Workers = Annotated[int, typer.Option(help="Block tasks at a time.", min=1)]
+Memory = Annotated[str, typer.Option(help="Memory the run may use, such as 8GB; a plan above it is refused.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new store is complete.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Detector = Annotated[str | None, typer.Option(help="vnir or swir, for EnMAP L1B.")]
+CORES = os.cpu_count() or 1
+
+
+@app.command()
+def run(
+    workflow: Annotated[str, typer.Argument(help="A workflow of the library by name, or a YAML file.")],
+    catalog: Annotated[Path, typer.Option(help="STAC catalog, collection, item collection or item.")],
+    out: Annotated[Path, typer.Option(help="Directory for products, items and reports.")],
+    items: Annotated[list[str] | None, typer.Option(help="Ids or patterns of items to take; may be repeated.")] = None,
+    bbox: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take no more than this many items.", min=1)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="STEP.PARAMETER=VALUE; may be repeated.")] = None,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run WORKFLOW over a catalog; finished products are left alone, an interrupted run goes on."""
+    from cubeloom.catalogs import parse_bbox, read_catalog, select_items
+
+    from .console import parse_bytes, print_json, say, watched
+    from .run import RunOptions, write_summary
+    from .run import run as run_workflow
+    from .schema import load_workflow
+
+    chain = load_workflow(workflow, settings or ())
+    options = RunOptions(workers, parse_bytes(memory))
+    chosen = select_items(read_catalog(catalog), items or (), parse_bbox(bbox) if bbox else None, limit)
+    if dry_run:
+        _show_plan(chain, chosen, out, options, as_json)
+        return
+    with watched() as progress:
+        result = run_workflow(chain, chosen, out, options, progress)
+    summary = write_summary(result)
+    from .summary import report_run
+
+    report = report_run(result)
+    states = [scene.state for scene in result.scenes]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no scenes"
+    say(f"{counts} in {result.seconds:.1f} s\nproducts: {out / 'catalog.json'}\nreport:   {report}")
+    if as_json:
+        import json
+
+        print_json(json.loads(summary.read_text()))
+    raise typer.Exit(result.exit_code)
+
+
+def _show_plan(chain: Any, chosen: Any, out: Path, options: Any, as_json: bool) -> None:  # noqa: ANN401
+    from dataclasses import asdict
+
+    from .console import print_json, print_table
+    from .run import dry_run
+
+    planned = dry_run(chain, chosen, out, options)
+    if as_json:
+        print_json([asdict(scene) for scene in planned])
+        return
+    rows = [(s.item, s.action, s.blocks, f"{s.projected_mib:.0f}", s.identity[:8], s.detail) for s in planned]
+    columns = ("item", "action", "blocks", "memory MiB", "identity", "plan")
+    print_table(f"{chain.name}: {len(planned)} scenes, nothing written", columns, rows)
+
+
+@app.command()
+def scan(
+    directory: Annotated[Path, typer.Argument(help="Folder of deliveries; searched to any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder for the catalog.")],
+    as_json: Json = False,
+) -> None:
+    """Make a static STAC catalog of the products below DIRECTORY."""
+    from .console import print_json, say
+    from .scan import scan as scan_directory
+
+    result = scan_directory(directory, out)
+    for path, cause in result.rejected:
+        say(f"left out {path}: {cause}")
+    say(f"{len(result.items)} products -> {result.catalog}")
+    if as_json:
+        print_json({"catalog": result.catalog, "items": result.items, "rejected": dict(result.rejected)})
+    raise typer.Exit(3 if result.rejected else 0)
+
+
+def _single(
+    source: Path, out: Path, steps: list[Any], detector: str | None, overwrite: bool, workers: int, memory: str
+) -> None:
+    from cubeloom.pipeline.engine import run_to_store
+    from cubeloom.pipeline.readers import open_source
+
+    from .console import parse_bytes, say
+
+    options = {"detector": detector} if detector else {}
+    budget = parse_bytes(memory)
+    run_to_store(open_source(source, **options), steps, out, overwrite=overwrite, workers=workers, memory=budget)
+    say(f"{source} -> {out}")
+
+
+@app.command()
+def ingest(
+    product: Path,
+    out: Path,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Write PRODUCT to the Zarr store OUT, as it was measured."""
+    _single(product, out, [], detector, overwrite, workers, memory)
+
+
+@app.command()
+def denoise(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    out: Path,
+    method: Annotated[str, typer.Option(help="How: subspace needs no training.")] = "subspace",
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
+    from cubeloom.pipeline.stages import Denoise, Destripe, Mask
+
+    steps = [Mask(), Destripe(), Denoise.model_validate({"method": method})]
+    _single(source, out, steps, detector, overwrite, workers, memory)
+
+
+@app.command()
+def superres(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    out: Path,
+    scale: Annotated[int, typer.Option(help="How many times finer.", min=2, max=4)] = 2,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
+    from cubeloom.pipeline.stages import Mask, Superres
+
+    _single(source, out, [Mask(), Superres.model_validate({"scale": scale})], detector, overwrite, workers, memory)
+
+
+@app.command()
+def classify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    out: Path,
+    model: Annotated[Path, typer.Option(help="A classifier that `cubeloom train` made.")],
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Classify IN; OUT holds classes, probabilities and confidence beside the measurement."""
+    from cubeloom.pipeline.stages import Classify, Mask
+
+    _single(source, out, [Mask(), Classify.model_validate({"model": str(model)})], detector, overwrite, workers, memory)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; paths in it are relative to it.")],
+    out: Annotated[Path, typer.Option(help="File for the model.")],
+    as_json: Json = False,
+) -> None:
+    """Train a classifier from labelled scenes and report how it does on pixels held out."""
+    from .console import print_json, say
+    from .train import train as train_recipe
+
+    report = train_recipe(recipe, out)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        say(report.describe())
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder for the products and their truth.")],
+    count: Annotated[int, typer.Option(help="How many different scenes.", min=1)] = 1,
+    level: Annotated[str, typer.Option(help="L1B, L1C or L2A.")] = "L2A",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the raster, px.")] = "256x256",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
+    container: Annotated[str, typer.Option(help="folder, zip or tar.gz.")] = "folder",
+    layout: Annotated[str, typer.Option(help="tiled or strips.")] = "tiled",
+) -> None:
+    """Write EnMAP products that nobody measured, laid out as DLR delivers them, with the truth beside them."""
+    from cubeloom.pipeline.simulate import simulate_catalog
+
+    from .console import parse_size, say
+
+    height, width = parse_size(size)
+    products = simulate_catalog(
+        out, count, level=level, height=height, width=width, seed=seed, container=container, layout=layout
+    )
+    for product in products:
+        say(f"{product.path}")
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(help="A product or a store.")], as_json: Json = False) -> None:
+    """Show what a product or a store holds, without reading pixels."""
+    from .console import print_json
+    from .inspect import describe_path, print_description
+
+    description = describe_path(path)
+    if as_json:
+        print_json(description)
+    else:
+        print_description(description)
+
+
+@app.command()
+def validate(path: Annotated[Path, typer.Argument(help="A store, or an output directory or catalog.")]) -> None:
+    """Hash every chunk of a store against its record and check the Scene; or check a catalog and all its products."""
+    from .console import say
+    from .inspect import validate_path
+
+    for line in validate_path(path):
+        say(line)
+
+
+@app.command()
+def export(
+    store: Path,
+    out: Path,
+    to: Annotated[str, typer.Option(help="cog or envi.")] = "cog",
+    variable: Annotated[str | None, typer.Option(help="Which variable; by default the latest cube.")] = None,
+) -> None:
+    """Write a variable of a store as a cloud-optimised GeoTIFF or an ENVI file, for tools that read no Zarr."""
+    from cubeloom.pipeline.export import export_store
+
+    from .console import say
+
+    export_store(store, out, to=to, variable=variable)
+    say(f"{store} -> {out}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="An output directory.")],
+    run_id: Annotated[str | None, typer.Option("--run", help="Which run; by default the last.")] = None,
+) -> None:
+    """Make the report of a finished run anew from its summary and its products."""
+    from .console import say
+    from .summary import report_again
+
+    say(f"{report_again(out, run_id)}")
+
+
+def main() -> None:
+    """Entry point: our own errors become one message and an exit code."""
+    try:
+        app()
+    except CubeloomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; finished blocks are kept, the same command goes on from there\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

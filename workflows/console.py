@@ -1,0 +1,124 @@
+"""What the command line shows: bars on a terminal, plain lines elsewhere, tables, and values such as `8GB`."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cubeloom.errors import ConfigError
+from cubeloom.pipeline.engine import Progress
+
+from .run import CatalogItem, SceneProgress, SceneResult
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `8GB`, `500 MiB` or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    if not match:
+        raise ConfigError(f"--memory {text!r}: expected a size such as 8GB or 500MiB")
+    return int(float(match[1]) * UNITS[match[2] or ""])
+
+
+def say(line: str) -> None:
+    """A line for a person, on standard error so that `--json` output stays clean."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """A value for a script, on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output, as wide as it needs to be where nobody watches."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row))
+    console.print(table)
+
+
+@contextmanager
+def watched() -> Iterator[SceneProgress]:
+    """Progress for as long as a run lasts."""
+    if not sys.stderr.isatty():
+        yield PlainProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    text = TextColumn("{task.description}")
+    with Bars(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        yield BarProgress(bars)
+
+
+class PlainProgress(SceneProgress):
+    """A line a phase and a line a scene."""
+
+    def scene(self, item: CatalogItem) -> Progress:
+        """Say each phase once."""
+        said: set[str] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what and what not in said:
+                said.add(what)
+                say(f"{item.id}: {what}" + (f" ({total})" if total > 1 else ""))
+
+        return tell
+
+    def ended(self, result: SceneResult) -> None:
+        """Say what became of the scene."""
+        say(scene_line(result))
+
+
+class BarProgress(SceneProgress):
+    """A bar for the scene under way."""
+
+    def __init__(self, bars: Any) -> None:  # noqa: ANN401 - rich.progress.Progress
+        self.bars = bars
+
+    def scene(self, item: CatalogItem) -> Progress:
+        """Draw a bar that follows the phases of the scene."""
+        self.bar = self.bars.add_task(item.id)
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what:
+                self.bars.update(self.bar, description=f"{item.id[-28:]} {what}", completed=done, total=total)
+
+        return tell
+
+    def ended(self, result: SceneResult) -> None:
+        """Take the bars away and leave one line."""
+        for task in list(self.bars.task_ids):
+            self.bars.remove_task(task)
+        self.bars.console.print(scene_line(result), highlight=False)
+
+
+def scene_line(result: SceneResult) -> str:
+    """One scene's end in one line; a failed one with its cause."""
+    line = f"{result.item.id}: {result.state}"
+    if result.state == "published":
+        resumed = f", {result.resumed_blocks} of them from an earlier run" if result.resumed_blocks else ""
+        line += f" in {sum(result.seconds.values()):.1f} s ({result.blocks} blocks{resumed}) -> {result.product}"
+    if result.cause:
+        line += f"\n  cause: {result.cause}"
+    return "".join([line, *(f"\n  warning: {warning}" for warning in result.warnings)])
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from `256x320`."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text.lower())
+    if not match:
+        raise ConfigError(f"--size {text!r}: expected HEIGHTxWIDTH such as 256x320")
+    return int(match[1]), int(match[2])

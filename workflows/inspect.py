@@ -1,0 +1,158 @@
+"""`cubeloom info` and `cubeloom validate`: what stands there, and whether it is whole."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cubeloom.errors import CubeloomError, InputError, StoreError
+from cubeloom.pipeline import store
+from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.pipeline.readers.store import recognises as is_store
+from cubeloom.pipeline.scene import SceneSpec, validate_scene
+
+from .console import print_table
+
+
+def describe_path(path: Path) -> dict[str, Any]:
+    """A product or store as a JSON value; metadata only."""
+    if is_store(path):
+        groups = [spec.group for spec in _store_specs(path)]
+        commit = store.read_commit(path)
+        scenes = {group or "/": _describe(open_source(path, group=group)) for group in groups}
+        return {"path": str(path), "kind": "store", "identity": commit.get("identity"), "scenes": scenes}
+    return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in _sources(path).items()}}
+
+
+def _sources(path: Path) -> Mapping[str, Source]:
+    """The Source of a product; both detectors of an L1B product, which are two cubes."""
+    try:
+        return {"/": open_source(path)}
+    except InputError as error:
+        if "detector" not in str(error):
+            raise
+        return {detector: open_source(path, detector=detector) for detector in ("vnir", "swir")}
+
+
+def _store_specs(path: Path) -> Iterator[SceneSpec]:
+    import zarr
+
+    root = zarr.open_group(path, mode="r")
+    names = [name for name, node in root.members(max_depth=None) if isinstance(node, zarr.Group)]
+    scenes = ["", *sorted(name for name in names if f"{name}/band" in root and "overviews" not in name)]
+    for name in scenes:
+        from dataclasses import replace
+
+        yield replace(open_source(path, group=name).spec, group=name)
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    spec = source.spec
+    bands, grid = spec.bands, spec.grid
+    crs = None if grid.crs is None else (f"EPSG:{grid.crs.to_epsg()}" if grid.crs.to_epsg() else str(grid.crs))
+    return {
+        "scene_id": spec.scene_id,
+        "sensor": spec.sensor,
+        "processing_level": spec.processing_level,
+        "time": spec.time.isoformat(),
+        "measurement": spec.measurement,
+        "subject": spec.subject,
+        "grid": {
+            "height": spec.shape[0],
+            "width": spec.shape[1],
+            "crs": crs or "none (sensor geometry)",
+            "pixel_size": [abs(grid.affine.a), abs(grid.affine.e)],
+            "bounds": list(grid.extent.boundingbox.bbox) if grid.crs is not None else None,
+        },
+        "bands": {
+            "count": len(bands),
+            "wavelength_nm": [float(bands.wavelength.min()), float(bands.wavelength.max())],
+            "detectors": {
+                str(name): int(count)
+                for name, count in zip(*np.unique(bands.detector, return_counts=True), strict=True)
+            },
+            "not_good": bands.number[~bands.good].tolist(),
+        },
+        "variables": {
+            name: {
+                "dims": list(variable.dims),
+                "shape": list(spec.sizes(name)),
+                "stored_as": variable.encoding.dtype,
+                "scale": variable.encoding.scale,
+                "fill": None if variable.encoding.fill is None else str(variable.encoding.fill),
+                "units": variable.attrs.get("units"),
+            }
+            for name, variable in spec.variables.items()
+        },
+        "history": list(spec.history),
+        "attributes": dict(spec.attrs),
+    }
+
+
+def print_description(description: Mapping[str, Any]) -> None:
+    """The description for a person."""
+    for key, scene in description["scenes"].items():
+        grid, bands = scene["grid"], scene["bands"]
+        low, high = bands["wavelength_nm"]
+        detectors = ", ".join(f"{count} {name}" for name, count in bands["detectors"].items() if name)
+        rows = [
+            ("path", description["path"] + ("" if key == "/" else f" [{key}]")),
+            ("scene", f"{scene['sensor']} {scene['processing_level']}, {scene['time']}"),
+            ("grid", f"{grid['height']} x {grid['width']} px of {grid['pixel_size'][0]:g}, {grid['crs']}"),
+            ("bands", f"{bands['count']}, {low:.1f} to {high:.1f} nm" + (f" ({detectors})" if detectors else "")),
+            ("not good", _ranges(bands["not_good"]) or "none"),
+        ]
+        if description.get("identity"):
+            rows.append(("identity", description["identity"]))
+        for name, variable in scene["variables"].items():
+            scale = f" x {variable['scale']:g}" if variable["scale"] else ""
+            unit = f" [{variable['units']}]" if variable["units"] not in (None, "1") else ""
+            rows.append((name, f"{' x '.join(map(str, variable['shape']))} {variable['stored_as']}{scale}{unit}"))
+        rows += [(name, value) for name, value in scene["attributes"].items() if isinstance(value, str | int | float)]
+        rows += [("history", line) for line in scene["history"]]
+        print_table(scene["scene_id"], ("", ""), rows)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Band numbers as `130-135, 161`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def validate_path(path: Path) -> Iterator[str]:
+    """Check a store, or a catalog with the stores its items point to; one line for each thing that holds.
+
+    Raises:
+        InputError, StoreError: the first thing that does not hold; for a catalog, after all were checked.
+    """
+    if is_store(path):
+        yield from _validate_store(path)
+        return
+    from cubeloom.catalogs import read_catalog, validate_catalog
+
+    document = path / "catalog.json" if path.is_dir() else path
+    yield f"{document}: {validate_catalog(document)} STAC objects are valid"
+    broken = []
+    for item in read_catalog(document):
+        if not is_store(item.product_path):
+            continue
+        try:
+            yield from _validate_store(item.product_path)
+        except CubeloomError as error:
+            broken.append(str(error))
+    if broken:
+        raise StoreError("\n".join(broken))
+
+
+def _validate_store(path: Path) -> Iterator[str]:
+    counts = store.verify(path)
+    yield f"{path}: {counts['chunks']} chunks ({counts['empty']} empty) and {counts['metadata']} metadata files match"
+    for spec in _store_specs(path):
+        validate_scene(open_scene(path, group=spec.group))
+        yield f"{path}: group {spec.group or '/'} is a Scene of {len(spec.bands)} bands, {', '.join(spec.variables)}"

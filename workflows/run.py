@@ -1,0 +1,336 @@
+"""Run a workflow over a catalog: scenes one after the other, blocks in parallel, one bad scene stops nothing."""
+
+import errno
+import json
+import platform
+import resource
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cubeloom
+from cubeloom.catalogs import CatalogItem
+from cubeloom.errors import CubeloomError, InputError, StoreError
+from cubeloom.pipeline import store
+from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, make_plan
+from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.readers import open_source
+
+from .layout import Layout
+from .ledger import Ledger
+from .schema import Workflow
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run uses the machine: blocks at a time, and bytes of memory."""
+
+    workers: int = 2
+    memory: int = DEFAULT_MEMORY
+
+
+@dataclass
+class SceneResult:
+    """What became of one scene.
+
+    Attributes:
+        state: `published`, `unchanged`, `failed` or `invalid` (the workflow does not take such a scene).
+        cause: why it failed or is invalid.
+        seconds: wall time of each phase.
+        warnings: what went wrong beside the product, such as a quicklook.
+    """
+
+    item: CatalogItem
+    state: str = "failed"
+    cause: str = ""
+    identity: str = ""
+    product: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    blocks: int = 0
+    resumed_blocks: int = 0
+    nbytes: int = 0
+    clipped: dict[str, int] = field(default_factory=dict)
+    peak_mib: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run: when, what, and every scene."""
+
+    run_id: str
+    workflow: Workflow
+    out: Path
+    scenes: tuple[SceneResult, ...]
+    seconds: float
+    machine: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every scene has its product; 3 when some have none."""
+        return 3 if any(scene.state in {"failed", "invalid"} for scene in self.scenes) else 0
+
+
+def run(
+    workflow: Workflow,
+    items: Iterable[CatalogItem],
+    out: Path,
+    options: RunOptions = RunOptions(),
+    progress: "SceneProgress | None" = None,
+) -> RunResult:
+    """Run a workflow over catalog items and publish what comes of it under `out`.
+
+    What is published already with the same identity is left alone. A scene that fails is quarantined with its cause,
+    and the others go on.
+
+    Raises:
+        LockedError: another run writes to `out`.
+    """
+    started = time.perf_counter()
+    run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    layout = Layout(out)
+    report = progress or SceneProgress()
+    results = []
+    with layout.locked(), Ledger(layout.ledger) as ledger, Executor(options.workers) as executor:
+        for item in items:
+            task = _SceneTask(workflow, item, layout, ledger, executor, options, report)
+            results.append(task.run())
+            report.ended(results[-1])
+    machine = f"{platform.node()}, {platform.system()} {platform.machine()}, cubeloom {cubeloom.__version__}"
+    return RunResult(run_id, workflow, out, tuple(results), time.perf_counter() - started, machine)
+
+
+class SceneProgress:
+    """What a run tells while it works; this one says nothing, the command line's draws bars."""
+
+    def scene(self, item: CatalogItem) -> Progress:
+        """A scene begins; gives the function that its blocks are reported to."""
+        return lambda what, done, total: None
+
+    def ended(self, result: SceneResult) -> None:
+        """A scene came to its end."""
+
+
+@dataclass
+class _SceneTask:
+    """One scene's way from its product to the published store."""
+
+    workflow: Workflow
+    item: CatalogItem
+    layout: Layout
+    ledger: Ledger
+    executor: Executor
+    options: RunOptions
+    progress: SceneProgress
+
+    def run(self) -> SceneResult:
+        result = SceneResult(self.item)
+        try:
+            self._make(result)
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # noqa: BLE001 - one bad scene, whatever its trouble, stops nothing
+            self._fail(result, error)
+        else:
+            if result.state in {"published", "unchanged"}:
+                self.layout.quarantine(self.item.id, self.workflow.name).unlink(missing_ok=True)
+        result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return result
+
+    def _make(self, result: SceneResult) -> None:
+        with _timed(result, "open"):
+            source = open_source(self.item.product_path, **self.workflow.open)
+            try:
+                self.workflow.require(source.spec)
+            except InputError as error:
+                self._set_aside(result, "invalid", error)
+                return
+            plan = plan_scene(self.workflow, source, self.options)
+        result.identity, result.blocks = plan.identity, len(plan.blocks)
+        result.product = self.layout.product(self.item.id, self.workflow.name, plan.identity)
+        if self._stands(result.product):
+            result.state = "unchanged"
+            return
+        self.ledger.begin(plan.identity, self.item.id, self.workflow.name)
+        if not (result.product / store.COMMIT).is_file():
+            self._build(plan, result)
+        self._announce(plan, result)
+        self.ledger.end(plan.identity, "succeeded", product=str(result.product))
+        result.state = "published"
+
+    def _stands(self, product: Path) -> bool:
+        """Whether the product is published and the item points to it."""
+        pointer = self.layout.item(self.item.id, self.workflow.name)
+        return (product / store.COMMIT).is_file() and pointer.is_file() and product.name in pointer.read_text()
+
+    def _build(self, plan: Plan, result: SceneResult) -> None:
+        staged = self.layout.staging(plan.identity)
+        journal = self.ledger.journal(plan.identity)
+        if not staged.exists():
+            self.ledger.forget(plan.identity)
+        result.resumed_blocks = len(plan.blocks) - len(plan.missing(journal.chunks()))
+        clock = _PhaseClock(result, self.progress.scene(self.item))
+        record = execute(plan, staged, journal, self.executor, clock)
+        clock.stop()
+        result.clipped = record["clipped"]
+        assert result.product is not None
+        store.publish(staged, result.product)
+
+    def _announce(self, plan: Plan, result: SceneResult) -> None:
+        """Quicklooks beside the store, then the STAC item: the last thing written, since it publishes."""
+        from .publish import publish_product
+
+        assert result.product is not None
+        result.nbytes = sum(file.stat().st_size for file in result.product.rglob("*") if file.is_file())
+        with _timed(result, "publish"):
+            result.warnings += publish_product(self.layout, self.workflow, self.item, plan, result.product)
+
+    def _fail(self, result: SceneResult, error: Exception) -> None:
+        self._set_aside(result, "failed", error)
+        if isinstance(error, InputError) or _disk_is_full(error):
+            shutil.rmtree(self.layout.staging(result.identity), ignore_errors=True)
+            self.ledger.forget(result.identity)
+
+    def _set_aside(self, result: SceneResult, state: str, error: Exception) -> None:
+        result.state, result.cause = state, describe(error)
+        identity = result.identity or f"unplanned:{self.workflow.name}:{self.item.id}"
+        self.ledger.begin(identity, self.item.id, self.workflow.name)
+        self.ledger.end(identity, state, cause=result.cause)
+        cause: dict[str, Any] = {
+            "item": self.item.id,
+            "product": str(self.item.product_path),
+            "workflow": self.workflow.name,
+            "state": state,
+            "cause": result.cause,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if not isinstance(error, CubeloomError):
+            cause["traceback"] = traceback.format_exception(error)
+        self.layout.put_aside(self.item.id, self.workflow.name, cause)
+
+
+def plan_scene(workflow: Workflow, source: Any, options: RunOptions) -> Plan:  # noqa: ANN401 - a Source
+    """The plan of a workflow over one open source."""
+    return make_plan(
+        source,
+        workflow.stages(),
+        publish=workflow.publish,
+        workers=options.workers,
+        memory=options.memory,
+        workflow={"workflow": workflow.digest()},
+    )
+
+
+def describe(error: BaseException) -> str:
+    """An error in words: our own as they are, others with their class."""
+    if isinstance(error, CubeloomError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class _timed:  # noqa: N801 - reads as a word
+    """Adds the wall time of a block of code to a scene's phases."""
+
+    def __init__(self, result: SceneResult, phase: str) -> None:
+        self.result, self.phase = result, phase
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self.started
+        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + spent
+
+
+class _PhaseClock:
+    """Passes progress on, and times each phase by the calls that name it."""
+
+    def __init__(self, result: SceneResult, then: Progress) -> None:
+        self.result, self.then = result, then
+        self.phase, self.since = "layout", time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        phase = "statistics" if "statistics" in what else what
+        now = time.perf_counter()
+        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + now - self.since
+        self.phase, self.since = phase, now
+        self.then(what, done, total)
+
+    def stop(self) -> None:
+        self("", 0, 0)
+
+
+@dataclass(frozen=True)
+class PlannedScene:
+    """A line of `--dry-run`: what would be done to a scene, in which memory, under which identity."""
+
+    item: str
+    action: str
+    detail: str
+    identity: str = ""
+    projected_mib: float = 0.0
+    blocks: int = 0
+
+
+def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options: RunOptions) -> list[PlannedScene]:
+    """Plan every scene and write nothing."""
+    layout = Layout(out)
+    planned = []
+    for item in items:
+        try:
+            source = open_source(item.product_path, **workflow.open)
+            workflow.require(source.spec)
+            plan = plan_scene(workflow, source, options)
+        except CubeloomError as error:
+            planned.append(PlannedScene(item.id, "fail", str(error)))
+            continue
+        standing = (layout.product(item.id, workflow.name, plan.identity) / store.COMMIT).is_file()
+        steps = " > ".join(stage.name for stage in plan.stages) or "ingest"
+        skipped = [f"{stage.name} skipped: {stage.skipped}" for stage in workflow.stages() if stage.skipped]
+        detail = "; ".join([f"{steps} on {plan.block_shape[0]} x {plan.block_shape[1]} px blocks", *skipped])
+        action = "nothing to do" if standing else "make"
+        mib = plan.projected_bytes / 2**20
+        planned.append(PlannedScene(item.id, action, detail, plan.identity, mib, len(plan.blocks)))
+    return planned
+
+
+def write_summary(result: RunResult) -> Path:
+    """The run in JSON beside its report, for scripts."""
+    folder = Layout(result.out).run(result.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = [
+        {
+            "item": scene.item.id,
+            "state": scene.state,
+            "cause": scene.cause,
+            "identity": scene.identity,
+            "product": str(scene.product) if scene.product else None,
+            "seconds": {phase: round(spent, 3) for phase, spent in scene.seconds.items()},
+            "blocks": scene.blocks,
+            "resumed_blocks": scene.resumed_blocks,
+            "bytes": scene.nbytes,
+            "peak_mib": round(scene.peak_mib, 1),
+            "warnings": scene.warnings,
+        }
+        for scene in result.scenes
+    ]
+    summary = {
+        "run": result.run_id,
+        "workflow": result.workflow.name,
+        "machine": result.machine,
+        "seconds": round(result.seconds, 3),
+        "scenes": scenes,
+    }
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    return path
