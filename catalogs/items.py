@@ -1,0 +1,270 @@
+"""STAC in: the items of a static catalog, a collection, an item collection or a single item."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from cubeloom.errors import InputError
+from cubeloom.untrusted import safe_name
+
+from .documents import Document, is_within, links, local_path, read_document
+
+ZARR = "application/vnd+zarr"
+"""Media type (without parameters) of a Zarr store."""
+
+BBox = tuple[float, float, float, float]
+
+_PICTURES = frozenset({"thumbnail", "overview", "visual", "graphic"})
+"""Asset roles that no stage reads."""
+
+_PRODUCT_KEYS = ("product", "metadata", "image")
+"""Asset keys that `open_scene` can be given, the best first: an archive or store, METADATA.XML, the cube itself."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file of an item; `href` as the document has it, `checksum` a hexadecimal multihash or empty."""
+
+    href: str
+    checksum: str = ""
+    roles: tuple[str, ...] = ()
+    media_type: str = ""
+    etag: str = ""
+
+    @property
+    def is_zarr(self) -> bool:
+        """Whether this is a Zarr store, a folder without a checksum of its own."""
+        return self.media_type.partition(";")[0].strip() in (ZARR, "application/x-zarr")
+
+
+@dataclass(frozen=True)
+class CatalogItem:
+    """A scene of a catalog: a STAC item, read and checked.
+
+    Attributes:
+        id: unique in the catalog it was read from, and fit to be a file name.
+        bbox: west, south, east, north, degrees; west is greater than east across the antimeridian.
+        datetime: acquisition, UTC; the start where the item gives a range.
+        collection: id of the collection, or empty.
+        self_path: the document that holds the item.
+        roots: folders that assets must lie in; empty where they may lie anywhere.
+    """
+
+    id: str
+    properties: Mapping[str, Any]
+    assets: Mapping[str, Asset]
+    bbox: BBox | None
+    geometry: Mapping[str, Any] | None
+    datetime: datetime
+    collection: str
+    self_path: Path
+    roots: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def product_path(self) -> Path:
+        """What `open_scene` is given for this item.
+
+        Raises:
+            InputError: no asset holds a product, or it is not on this machine, or outside `roots`.
+        """
+        key = next((key for key in _PRODUCT_KEYS if key in self.assets), None)
+        key = key or next((key for key, asset in self.assets.items() if asset.is_zarr), None)
+        if key is None:
+            raise InputError(
+                f"{self.self_path}: item {self.id} has the assets {', '.join(self.assets) or 'none'}; "
+                f"expected one of {', '.join(_PRODUCT_KEYS)}, or a Zarr store"
+            )
+        path = local_path(self.assets[key].href, self.self_path)
+        if self.roots and not is_within(path, self.roots):
+            allowed = ", ".join(map(str, self.roots))
+            raise InputError(f"{self.self_path}: asset {key!r} of {self.id} leads to {path}, outside {allowed}")
+        return path
+
+    def content_key(self) -> str:
+        """Digest (sha256, hex) of what the item's files hold, as far as the item tells.
+
+        The `file:checksum` of every asset that is read, or its ETag; a Zarr store is stood for by its other assets
+        (the commit record lists the hash of every chunk). Without them, id and `updated`.
+
+        Raises:
+            InputError: the item has none of the three.
+        """
+        read = {key: a for key, a in self.assets.items() if not a.is_zarr and not _PICTURES & set(a.roles)}
+        marks = [f"{key}={asset.checksum or asset.etag}" for key, asset in sorted(read.items())]
+        if not marks or any(mark.endswith("=") for mark in marks):
+            updated = self.properties.get("updated")
+            if not updated:
+                raise InputError(
+                    f"{self.self_path}: item {self.id} has no file:checksum on every asset, no ETag and no 'updated', "
+                    "so a changed product could not be told from an old one; `cubeloom scan` writes checksums"
+                )
+            marks = [f"{self.collection}/{self.id}={updated}"]
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+
+def read_catalog(path: str | Path, roots: Sequence[Path] = ()) -> list[CatalogItem]:
+    """All items that a STAC document leads to, in the order of its links.
+
+    Args:
+        path: a catalog.json, collection.json, item collection or item; or a folder with a catalog.json.
+        roots: where given, the folders that the items' assets must lie in, symbolic links followed.
+
+    Raises:
+        InputError: a document is no STAC, is broken or lies outside the catalog's folder, or two items share an id.
+    """
+    start = Path(path) / "catalog.json" if Path(path).is_dir() else Path(path)
+    start = Path(start.resolve())
+    real_roots = tuple(Path(root).resolve() for root in roots)
+    items: dict[str, CatalogItem] = {}
+    for document, source in _walk(start):
+        item = _item(document, source, real_roots)
+        if item.id in items:
+            raise InputError(
+                f"{start}: two items are called {item.id!r}, in {items[item.id].self_path} and {source}; products are "
+                "named after the item, so ids must be unique: run on one collection at a time"
+            )
+        items[item.id] = item
+    return list(items.values())
+
+
+def select_items(
+    items: Iterable[CatalogItem],
+    ids: Sequence[str] = (),
+    bbox: BBox | None = None,
+    limit: int | None = None,
+) -> list[CatalogItem]:
+    """The items whose id matches one of the patterns and whose bbox meets `bbox`, at most `limit` of them.
+
+    Args:
+        items: where to choose from; the order is kept.
+        ids: shell patterns such as `ENMAP01*_20220724*`; every id where empty.
+        bbox: west, south, east, north, degrees; an item without a bbox never meets one.
+        limit: how many at most.
+    """
+    chosen = [
+        item
+        for item in items
+        if (not ids or any(fnmatchcase(item.id, pattern) for pattern in ids))
+        and (bbox is None or (item.bbox is not None and _meet(item.bbox, bbox)))
+    ]
+    return chosen[:limit]
+
+
+def _meet(a: BBox, b: BBox) -> bool:
+    """Whether two boxes have a point in common; each may cross the antimeridian."""
+    if a[3] < b[1] or b[3] < a[1]:
+        return False
+    return any(p[0] <= q[1] and q[0] <= p[1] for p in _longitudes(a) for q in _longitudes(b))
+
+
+def _longitudes(box: BBox) -> list[tuple[float, float]]:
+    west, east = box[0], box[2]
+    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+
+
+def _walk(start: Path) -> Iterator[tuple[Document, Path]]:
+    """Item documents with the file that holds them, from `start` on along its child and item links."""
+    root = _catalog_folder(start)
+    seen, pending = {start}, [start]
+    while pending:
+        path = pending.pop()
+        document = read_document(path)
+        kind = document.get("type")
+        if kind in ("Catalog", "Collection"):
+            found = [_linked(href, path, root) for href in links(document, "child", "item")]
+            fresh = [link for link in dict.fromkeys(found) if link not in seen]
+            seen.update(fresh)
+            pending += reversed(fresh)
+        elif kind == "FeatureCollection" and isinstance(document.get("features"), list):
+            yield from ((feature, path) for feature in document["features"])
+        elif kind == "Feature":
+            yield document, path
+        else:
+            raise InputError(f"{path}: no STAC catalog, collection or item; {_what(document)}")
+
+
+def _catalog_folder(start: Path) -> Path:
+    """The folder that links may not leave: that of the document's root catalog, if `start` lies in it, else its own."""
+    for href in links(read_document(start), "root"):
+        try:
+            root = local_path(href, start)
+            inside = start.is_relative_to(root.parent) and read_document(root).get("type") == "Catalog"
+        except InputError:
+            continue
+        if inside:
+            return root.parent
+    return start.parent
+
+
+def _linked(href: str, source: Path, root: Path) -> Path:
+    path = local_path(href, source)
+    if not path.is_relative_to(root):
+        raise InputError(f"{source}: link {href!r} leads to {path}, outside the catalog's folder {root}")
+    return path
+
+
+def _what(document: object) -> str:
+    if not isinstance(document, Mapping):
+        return f"found a JSON {type(document).__name__}"
+    kind = document.get("type")
+    keys = ", ".join(sorted(map(str, document))[:8]) or "none"
+    return f"found an object of type {kind!r} with the keys {keys}" if kind else f"found an object with the keys {keys}"
+
+
+def _item(document: object, source: Path, roots: tuple[Path, ...]) -> CatalogItem:
+    if not isinstance(document, Mapping) or not {"stac_version", "id", "properties", "assets"} <= set(document):
+        raise InputError(f"{source}: a GeoJSON feature that is no STAC item; {_what(document)}; expected assets and id")
+    item_id = safe_name(str(document["id"]), f"{source}: item id")
+    properties, assets = document["properties"], document["assets"]
+    if not isinstance(properties, Mapping) or not isinstance(assets, Mapping):
+        raise InputError(f"{source}: item {item_id}: 'properties' and 'assets' must be JSON objects")
+    geometry = document.get("geometry")
+    return CatalogItem(
+        id=item_id,
+        properties=properties,
+        assets={str(key): _asset(value, f"{source}: asset {key!r} of {item_id}") for key, value in assets.items()},
+        bbox=_bbox(document.get("bbox"), f"{source}: item {item_id}"),
+        geometry=geometry if isinstance(geometry, Mapping) else None,
+        datetime=_datetime(properties, f"{source}: item {item_id}"),
+        collection=str(document.get("collection") or ""),
+        self_path=source,
+        roots=roots,
+    )
+
+
+def _asset(value: object, where: str) -> Asset:
+    if not isinstance(value, Mapping) or not isinstance(value.get("href"), str):
+        raise InputError(f"{where} has no href")
+    etag = value.get("etag") or value.get("file:etag") or ""
+    return Asset(
+        href=value["href"],
+        checksum=str(value.get("file:checksum") or ""),
+        roles=tuple(map(str, value.get("roles") or ())),
+        media_type=str(value.get("type") or ""),
+        etag=str(etag),
+    )
+
+
+def _bbox(value: object, where: str) -> BBox | None:
+    """West, south, east, north; the heights of a box with six numbers are left out."""
+    if value is None:
+        return None
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) not in (4, 6) or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise InputError(f"{where}: bbox is {value!r}; expected four (or six) numbers")
+    half = len(numbers) // 2
+    return float(numbers[0]), float(numbers[1]), float(numbers[half]), float(numbers[half + 1])
+
+
+def _datetime(properties: Mapping[str, Any], where: str) -> datetime:
+    text = properties.get("datetime") or properties.get("start_datetime")
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise InputError(f"{where}: datetime is {text!r}; expected a time such as 2022-07-24T10:45:26Z") from None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
