@@ -1,0 +1,132 @@
+"""Recipes: YAML files that say what to train a model on, and how."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cubeloom.errors import ConfigError
+from cubeloom.models.classifiers import Feature
+from cubeloom.pipeline.stages import explain
+from cubeloom.untrusted import load_yaml
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LabelledScene(_Part):
+    """A scene and its labels; paths are relative to the recipe.
+
+    Attributes:
+        scene: a product or store that `open_scene` opens.
+        labels: a raster of class values on the scene's grid (0: none), or a vector file of points or polygons.
+        field: attribute of the vector file that holds class values or names.
+    """
+
+    scene: Path
+    labels: Path
+    field: str | None = None
+
+
+class ClassOf(_Part):
+    """Name and colour of a class."""
+
+    name: str
+    colour: str = Field(default="#808080", pattern=r"^#[0-9a-fA-F]{6}$")
+
+
+EstimatorType = Literal["logistic", "lda", "svm", "random_forest", "hist_gradient_boosting"]
+
+
+class EstimatorChoice(_Part):
+    """Which estimator, its scikit-learn parameters, and values to search among by cross-validation.
+
+    Attributes:
+        type: `logistic` regression, `lda` (linear discriminant analysis), `svm` (radial basis functions, calibrated
+            probabilities), `random_forest` or `hist_gradient_boosting`.
+        params: parameters of scikit-learn's class.
+        search: values to try for parameters; the training blocks alone decide (macro F1).
+        pca: keep this many principal components of the features.
+    """
+
+    type: EstimatorType = "logistic"
+    params: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, list[Any]] = Field(default_factory=dict)
+    pca: int | None = Field(default=None, ge=1)
+
+
+class Split(_Part):
+    """How test pixels are kept apart from training pixels.
+
+    Attributes:
+        method: `blocks` draws whole squares of pixels so that classes keep their shares; `tiles` takes the squares of
+            one colour of a checkerboard; `random` draws single pixels, whose neighbours then tell them: optimistic.
+        block_px: edge of the squares.
+        test_fraction: share of the labelled pixels to test on; a checkerboard has half.
+        buffer_px: training pixels this near to a test square are left out.
+        swap: with `tiles`, test on the squares of the other colour.
+        seed: of every random draw, the estimator's too.
+    """
+
+    method: Literal["blocks", "tiles", "random"] = "blocks"
+    block_px: int = Field(default=16, ge=1)
+    test_fraction: float = Field(default=0.3, gt=0, lt=1)
+    buffer_px: int = Field(default=1, ge=0)
+    swap: bool = False
+    seed: int = 0
+
+
+class ClassifierRecipe(_Part):
+    """How to train a classifier of spectra.
+
+    Attributes:
+        scenes: what to learn from.
+        classes: name and colour of every class value.
+        variable: the cube to learn from; by default what the last step made.
+        steps: stages that run before, written as in a workflow.
+        features: what the estimator gets of a spectrum: itself, its `shape` (unit length), its `derivative`.
+        balance: 0 counts every pixel alike, 1 every class alike; between, pixels weigh (class size) ** -balance.
+        max_per_class: at most so many training pixels a class, drawn at random.
+    """
+
+    kind: Literal["classifier"]
+    scenes: Annotated[tuple[LabelledScene, ...], Field(min_length=1)]
+    classes: Annotated[dict[Annotated[int, Field(ge=1, le=255)], ClassOf], Field(min_length=2)]
+    variable: str | None = None
+    steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)] = ("spectrum", "shape")
+    estimator: EstimatorChoice = EstimatorChoice()
+    split: Split = Split()
+    balance: float = Field(default=0.5, ge=0, le=1)
+    max_per_class: int = Field(default=5000, ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.name for one in self.classes.values()]
+        if len(set(names)) != len(names):
+            raise ValueError(f"class names must differ; found {', '.join(names)}")
+        return self
+
+
+def load_recipe(path: Path) -> ClassifierRecipe:
+    """A recipe from a YAML file; its paths become relative to the working directory.
+
+    Raises:
+        ConfigError: no such file, or the recipe is wrong; says where and what is expected.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe")
+    data = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict) or data.get("kind") != "classifier":
+        found = data.get("kind") if isinstance(data, dict) else type(data).__name__
+        raise ConfigError(f"{path}: expected a recipe with kind: classifier, found {found!r}")
+    try:
+        recipe = ClassifierRecipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, ClassifierRecipe)}") from None
+    beside = [
+        scene.model_copy(update={"scene": path.parent / scene.scene, "labels": path.parent / scene.labels})
+        for scene in recipe.scenes
+    ]
+    return recipe.model_copy(update={"scenes": tuple(beside)})
