@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import InputError
@@ -284,23 +285,28 @@ def _grid_coordinates(grid: GeoBox) -> dict[str, Any]:
 
 def grid_of(scene: xr.Dataset) -> GeoBox:
     """The grid of a Scene, from its `spatial_ref` and pixel-centre coordinates."""
-    from affine import Affine
-
     shape = (scene.sizes["y"], scene.sizes["x"])
     if "spatial_ref" not in scene.coords:
         return GeoBox(shape, Affine.identity(), None)
     ref = scene["spatial_ref"].attrs
-    if "GeoTransform" in ref:
-        transform = Affine.from_gdal(*map(float, str(ref["GeoTransform"]).split()))
-    else:
-        y, x = np.asarray(scene["y"].values, float), np.asarray(scene["x"].values, float)
-        if min(y.size, x.size) < 2:
-            raise InputError(
-                "the scene has one row or column and no GeoTransform, so its pixel size is unknown; set spatial_ref"
-            )
-        dy, dx = (y[-1] - y[0]) / (y.size - 1), (x[-1] - x[0]) / (x.size - 1)
-        transform = Affine(dx, 0, x[0] - dx / 2, 0, dy, y[0] - dy / 2)
-    return GeoBox(shape, transform, str(ref.get("crs_wkt") or ref["spatial_ref"]))
+    declared = Affine.from_gdal(*map(float, str(ref["GeoTransform"]).split())) if "GeoTransform" in ref else None
+    return GeoBox(shape, _transform(scene, declared), str(ref.get("crs_wkt") or ref["spatial_ref"]))
+
+
+def _transform(scene: xr.Dataset, declared: Affine | None) -> Affine:
+    """The transform that the pixel centres say; the declared one where it agrees, since it is exact.
+
+    A Scene cut out with xarray keeps the old GeoTransform, so the coordinates have the last word.
+    """
+    y, x = np.asarray(scene["y"].values, float), np.asarray(scene["x"].values, float)
+    if declared is None and min(y.size, x.size) < 2:
+        raise InputError("one row or column and no GeoTransform: the pixel size is unknown; set spatial_ref")
+    dy = (y[-1] - y[0]) / (y.size - 1) if y.size > 1 else declared.e
+    dx = (x[-1] - x[0]) / (x.size - 1) if x.size > 1 else declared.a
+    found = Affine(dx, 0, x[0] - dx / 2, 0, dy, y[0] - dy / 2)
+    tolerance = 1e-6 * abs(dx)
+    agrees = declared is not None and max(abs(a - b) for a, b in zip(found, declared, strict=True)) < tolerance
+    return declared if agrees else found
 
 
 def _encoding_of(variable: xr.DataArray) -> Encoding:
@@ -351,7 +357,7 @@ def _attribute_problems(scene: xr.Dataset) -> list[str]:
         name = scene.attrs.get(key)
         if name is not None and name not in scene.data_vars:
             problems.append(
-                f"attribute {key!r} names {name!r}, which is not one of the variables {sorted(map(str, scene.data_vars))}"
+                f"attribute {key!r} names {name!r}, none of the variables {sorted(map(str, scene.data_vars))}"
             )
     if "time" not in scene.coords:
         problems.append("coordinate 'time' (UTC) is missing")

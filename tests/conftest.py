@@ -1,9 +1,17 @@
 """Fixtures for all tests."""
 
 import os
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, cube_variable, quality_variable, scene_from
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,3 +23,46 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real scenes are not at {folder}; set CUBELOOM_SHARED to the folder that holds data/")
     return folder
+
+
+SceneMaker = Callable[..., xr.Dataset]
+
+
+@pytest.fixture
+def make_scene() -> SceneMaker:
+    """A factory of small Scenes in memory: smooth reflectance with noise, background in one corner."""
+
+    def make(height: int = 300, width: int = 280, bands: int = 12, seed: int = 0, background: int = 40) -> xr.Dataset:
+        random = np.random.default_rng(seed)
+        spec = SceneSpec(
+            scene_id=f"scene-{seed}",
+            sensor="EnMAP",
+            processing_level="L2A",
+            time=datetime(2024, 6, 1, 10, 30, tzinfo=UTC),
+            source="memory",
+            bands=Bands(
+                number=np.arange(1, bands + 1),
+                wavelength=np.linspace(420, 2450, bands),
+                fwhm=np.full(bands, 10.0),
+                detector=np.where(np.arange(bands) < bands // 2, "vnir", "swir"),
+                good=np.arange(bands) != bands - 2,
+                preferred=np.ones(bands, bool),
+            ),
+            grid=GeoBox((height, width), Affine(30, 0, 500_010, 0, -30, 5_800_020), "EPSG:32633"),
+            variables={"reflectance": cube_variable("reflectance"), "quality": quality_variable()},
+            measurement="reflectance",
+            subject="reflectance",
+            attrs={"sun_elevation": 55.0},
+        )
+        y, x = np.mgrid[:height, :width] / 40
+        abundance = np.stack([np.sin(y) ** 2, np.cos(x) ** 2, np.sin(x + y) ** 2])
+        spectra = random.uniform(0.05, 0.5, (bands, 3))
+        cube = np.tensordot(spectra, abundance, 1) / 2 + random.normal(0, 0.01, (bands, height, width))
+        cube[-2] = np.nan
+        cube[:, :background, :background] = np.nan
+        quality = np.zeros((height, width), np.uint32)
+        quality[:background, :background] = QUALITY_FLAGS["background"]
+        quality[-20:, -20:] = QUALITY_FLAGS["cloud"]
+        return scene_from(spec, {"reflectance": cube.astype(np.float32), "quality": quality})
+
+    return make
