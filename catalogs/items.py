@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cubeloom.errors import InputError
+from cubeloom.errors import ConfigError, InputError
 from cubeloom.untrusted import safe_name
 
 from .documents import Document, is_within, links, local_path, read_document
@@ -153,6 +153,23 @@ def select_items(
         and (bbox is None or (item.bbox is not None and _meet(item.bbox, bbox)))
     ]
     return chosen[:limit]
+
+
+def parse_bbox(text: str) -> BBox:
+    """West, south, east, north in degrees from `"w,s,e,n"`; west may be greater than east across the antimeridian.
+
+    Raises:
+        ConfigError: not four numbers, or no box on the globe.
+    """
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"bbox {text!r}: expected four numbers west,south,east,north, such as 12.9,52.3,13.2,52.5"
+        ) from None
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+        raise ConfigError(f"bbox {text!r}: expected -180..180 for west and east, and -90 <= south <= north <= 90")
+    return west, south, east, north
 
 
 def _meet(a: BBox, b: BBox) -> bool:

@@ -124,7 +124,11 @@ def _inherited(source: CatalogItem | None) -> Document:
     """Licence and credit of the source, which hold for what is made of it."""
     if source is None:
         return {}
-    return {key: source.properties[key] for key in ("license", "attribution") if key in source.properties}
+    return {
+        key: source.properties[key]
+        for key in ("license", "cubeloom:licence", "attribution")
+        if key in source.properties
+    }
 
 
 def _assets(product: ProductRecord, path: Path) -> Document:

@@ -45,19 +45,24 @@ class BandRecord:
 
 @dataclass(frozen=True)
 class GridRecord:
-    """A georeferenced grid: CRS code such as `EPSG:32633`, shape (y, x) in px, affine transform in row-major order."""
+    """A georeferenced grid: shape (y, x) in px, affine transform in row-major order.
+
+    The CRS is a code such as `EPSG:32633`, or, where it has none, its WKT 2 description.
+    """
 
     code: str
     shape: tuple[int, int]
     transform: tuple[float, float, float, float, float, float]
+    wkt2: str = ""
 
     def document(self) -> Document:
         """The `proj:` fields."""
         a, b, c, d, e, f = self.transform
         corners = [(a * x + b * y + c, d * x + e * y + f) for y in (0, self.shape[0]) for x in (0, self.shape[1])]
         eastings, northings = zip(*corners, strict=True)
+        crs = {"proj:code": self.code} if self.code else {"proj:code": None, "proj:wkt2": self.wkt2}
         return {
-            "proj:code": self.code,
+            **crs,
             "proj:shape": list(self.shape),
             "proj:transform": list(self.transform),
             "proj:bbox": [min(eastings), min(northings), max(eastings), max(northings)],
@@ -152,6 +157,7 @@ class SceneFacts:
             "processing:level": self.level,
             "processing:version": self.processor or None,
             "license": spdx(self.licence),
+            "cubeloom:licence": self.licence if spdx(self.licence) == "other" and self.licence else None,
             "attribution": self.attribution or None,
         }
         grid = self.grid.document() if self.grid else {}

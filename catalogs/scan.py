@@ -152,7 +152,7 @@ def _summaries(items: Sequence[Document]) -> Document:
     """Values that the items share as lists, cloud cover as its range."""
     summaries: Document = {}
     for key in ("platform", "processing:level", "processing:version", "proj:code"):
-        found = sorted({item["properties"][key] for item in items if key in item["properties"]})
+        found = sorted({item["properties"][key] for item in items if item["properties"].get(key)})
         if found:
             summaries[key] = found
     clouds = [item["properties"]["eo:cloud_cover"] for item in items if "eo:cloud_cover" in item["properties"]]

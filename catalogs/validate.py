@@ -63,17 +63,20 @@ Wavelengths are bounded on both sides because their unit is micrometres: 418.4 i
 """
 
 
-def validate_catalog(path: str | Path) -> list[str]:
-    """Every breach in a STAC document and all documents that its links lead to; empty where all is well.
+def validate_catalog(path: str | Path) -> int:
+    """Check a STAC document and all documents that its links lead to.
 
-    Checks the STAC core against its schemas, the extension fields that Cubeloom uses, and that every local file that an
-    asset names is there.
+    The STAC core against its schemas, the extension fields that Cubeloom uses, and that every local file that an asset
+    names is there.
 
     Args:
         path: a catalog.json, collection, item, or a folder with a catalog.json.
 
+    Returns:
+        How many documents were checked.
+
     Raises:
-        InputError: the first document cannot be read.
+        InputError: lists every breach and the document it stands in.
     """
     start = Path(path) / "catalog.json" if Path(path).is_dir() else Path(path)
     start = start.resolve()
@@ -83,22 +86,17 @@ def validate_catalog(path: str | Path) -> list[str]:
         document_path = pending.pop()
         try:
             document = read_document(document_path)
+            found = [local_path(href, document_path) for href in links(document, "child", "item")]
         except InputError as error:
-            if document_path == start:
-                raise
             problems.append(str(error))
             continue
         problems += [f"{document_path}: {problem}" for problem in document_problems(document, document_path)]
-        for href in links(document, "child", "item"):
-            try:
-                target = local_path(href, document_path)
-            except InputError as error:
-                problems.append(str(error))
-                continue
-            if target not in seen:
-                seen.add(target)
-                pending.append(target)
-    return problems
+        fresh = set(found) - seen
+        seen |= fresh
+        pending += sorted(fresh, reverse=True)
+    if problems:
+        raise InputError(f"{start}: {len(problems)} breaches in {len(seen)} documents:\n  - " + "\n  - ".join(problems))
+    return len(seen)
 
 
 def document_problems(document: Document, path: Path) -> Iterator[str]:
