@@ -102,6 +102,7 @@ class Plan:
         block_shape: height and width of a block task, px of the source's grid, whole chunks.
         workers: block tasks at a time.
         projected_bytes: memory the run will need at its peak.
+        content: digest of the content of the input files.
         identity: hex digest of everything that decides the product's bytes.
     """
 
@@ -112,6 +113,7 @@ class Plan:
     block_shape: Shape
     workers: int
     projected_bytes: int
+    content: str
     identity: str
 
     @property
@@ -131,6 +133,7 @@ def make_plan(
     publish: Sequence[str] | None = None,
     workers: int = 1,
     memory: int = DEFAULT_MEMORY,
+    content: str = "",
     workflow: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a chain over a source.
@@ -141,6 +144,7 @@ def make_plan(
         publish: names of the variables to keep; by default all but cubes that a later step has replaced.
         workers: block tasks at a time.
         memory: bytes the run may use.
+        content: digest of the input files' content, where it is known; by default they are hashed.
         workflow: what the workflow itself adds to the product's identity.
 
     Raises:
@@ -151,8 +155,9 @@ def make_plan(
     specs = tuple(plan_chain(source.spec, active))
     groups = _published(specs, publish)
     block_shape, projected = _fit(source, active, specs, workers, memory)
-    identity = _identity(source, active, groups, workflow or {})
-    return Plan(source, active, specs, groups, block_shape, workers, projected, identity)
+    content = content or source.fingerprint()
+    identity = _identity(content, active, groups, workflow or {})
+    return Plan(source, active, specs, groups, block_shape, workers, projected, content, identity)
 
 
 def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tuple[SceneSpec, ...]:
@@ -249,10 +254,10 @@ def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
     return total
 
 
-def _identity(source: Source, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
+def _identity(content: str, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
     parts = {
         "layout": store.LAYOUT_VERSION,
-        "source": source.fingerprint(),
+        "source": content,
         "stages": [stage.fingerprint() for stage in stages],
         "variables": {spec.group: sorted(spec.variables) for spec in groups},
         "workflow": workflow,
@@ -281,7 +286,7 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     record = {
         "identity": plan.identity,
         "scene_id": plan.source.spec.scene_id,
-        "source": plan.source.fingerprint(),
+        "source": plan.content,
         "stages": [stage.fingerprint() for stage in plan.stages],
         "clipped": dict(sorted(journal.clipped().items())),
     }

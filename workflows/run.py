@@ -1,6 +1,7 @@
 """Run a workflow over a catalog: scenes one after the other, blocks in parallel, one bad scene stops nothing."""
 
 import errno
+import hashlib
 import json
 import platform
 import resource
@@ -13,14 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 import cubeloom
-from cubeloom.catalogs import CatalogItem
+from cubeloom.catalogs.items import CatalogItem
+from cubeloom.catalogs.publish import publish_item, write_index
 from cubeloom.errors import CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
 from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, make_plan
 from cubeloom.pipeline.executor import Executor
-from cubeloom.pipeline.readers import open_source
+from cubeloom.pipeline.overviews import overview_factors
+from cubeloom.pipeline.quicklook import write_quicklooks
+from cubeloom.pipeline.readers import Source, open_scene, open_source
 
+from .describe import product_record
 from .layout import Layout
 from .ledger import Ledger
 from .schema import Workflow
@@ -101,6 +108,7 @@ def run(
             task = _SceneTask(workflow, item, layout, ledger, executor, options, report)
             results.append(task.run())
             report.ended(results[-1])
+        write_index(out)
     machine = f"{platform.node()}, {platform.system()} {platform.machine()}, cubeloom {cubeloom.__version__}"
     return RunResult(run_id, workflow, out, tuple(results), time.perf_counter() - started, machine)
 
@@ -150,7 +158,7 @@ class _SceneTask:
             except InputError as error:
                 self._set_aside(result, "invalid", error)
                 return
-            plan = plan_scene(self.workflow, source, self.options)
+            plan = plan_scene(self.workflow, source, self.options, content_of(self.item))
         result.identity, result.blocks = plan.identity, len(plan.blocks)
         result.product = self.layout.product(self.item.id, self.workflow.name, plan.identity)
         if self._stands(result.product):
@@ -183,12 +191,25 @@ class _SceneTask:
 
     def _announce(self, plan: Plan, result: SceneResult) -> None:
         """Quicklooks beside the store, then the STAC item: the last thing written, since it publishes."""
-        from .publish import publish_product
-
-        assert result.product is not None
-        result.nbytes = sum(file.stat().st_size for file in result.product.rglob("*") if file.is_file())
+        product = result.product
+        assert product is not None
+        result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
         with _timed(result, "publish"):
-            result.warnings += publish_product(self.layout, self.workflow, self.item, plan, result.product)
+            pictures = {}
+            try:
+                pictures = write_quicklooks(open_overview(product), product.with_suffix(".quicklooks"))
+            except Exception as error:  # noqa: BLE001 - a picture must not cost the product
+                result.warnings.append(f"no quicklooks: {describe(error)}")
+            record = product_record(
+                plan.groups[0],
+                self.item,
+                product,
+                workflow=self.workflow.name,
+                identity=plan.identity,
+                commit_sha256=hashlib.sha256((product / store.COMMIT).read_bytes()).hexdigest(),
+                pictures=pictures,
+            )
+            publish_item(self.layout.out, record)
 
     def _fail(self, result: SceneResult, error: Exception) -> None:
         self._set_aside(result, "failed", error)
@@ -214,7 +235,24 @@ class _SceneTask:
         self.layout.put_aside(self.item.id, self.workflow.name, cause)
 
 
-def plan_scene(workflow: Workflow, source: Any, options: RunOptions) -> Plan:  # noqa: ANN401 - a Source
+def open_overview(product: Path, longest_side: int = 1024) -> xr.Dataset:
+    """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
+    shape = open_source(product).spec.shape
+    fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
+    return (
+        to_scene(open_source(product, group=f"overviews/{fitting[-1]}")) if fitting else to_scene(open_source(product))
+    )
+
+
+def content_of(item: CatalogItem) -> str:
+    """Digest of the item's files as its checksums tell it; empty where it has none, so that they must be hashed."""
+    try:
+        return item.content_key()
+    except InputError:
+        return ""
+
+
+def plan_scene(workflow: Workflow, source: Source, options: RunOptions, content: str = "") -> Plan:
     """The plan of a workflow over one open source."""
     return make_plan(
         source,
@@ -222,6 +260,7 @@ def plan_scene(workflow: Workflow, source: Any, options: RunOptions) -> Plan:  #
         publish=workflow.publish,
         workers=options.workers,
         memory=options.memory,
+        content=content,
         workflow={"workflow": workflow.digest()},
     )
 
@@ -290,7 +329,7 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
         try:
             source = open_source(item.product_path, **workflow.open)
             workflow.require(source.spec)
-            plan = plan_scene(workflow, source, options)
+            plan = plan_scene(workflow, source, options, content_of(item))
         except CubeloomError as error:
             planned.append(PlannedScene(item.id, "fail", str(error)))
             continue

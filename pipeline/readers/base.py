@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
 from cubeloom.pipeline.encoding import Array, Packed
 from cubeloom.pipeline.grids import Shape, Window, whole
@@ -53,34 +54,28 @@ class LazyVariable:
         self.ndim = len(self.shape)
         self.dtype = variable.encoding.decoded_dtype
 
-    def __getitem__(self, key: Any) -> Array:  # noqa: ANN401 - any NumPy index
+    def __getitem__(self, key: Any) -> Array:  # noqa: ANN401 - any index that Dask makes
+        """Read the window, and of a cube the bands, that the index covers; then cut out what it names."""
         full = key if isinstance(key, tuple) else (key,)
         full = (*full, *(slice(None),) * (self.ndim - len(full)))
-        *leading, rows, cols = full
-        window = _covering(rows, cols, (self.shape[-2], self.shape[-1]))
-        band = leading[0] if leading and isinstance(leading[0], slice) else None
-        plain = band if band is not None and (band.step or 1) == 1 else None
-        array = values(self.source.read(self.name, window, plain))
-        rest = tuple(slice(None) if plain is not None else index for index in leading)
-        return np.asarray(array[(*rest, _shifted(rows, window.row), _shifted(cols, window.col))])
+        spans, cuts = zip(*(_span(index, size) for index, size in zip(full, self.shape, strict=True)), strict=True)
+        (top, bottom), (left, right) = spans[-2:]
+        window = Window(top, left, bottom - top, right - left)
+        part = slice(*spans[0]) if self.ndim == 3 and spans[0] != (0, self.shape[0]) else None
+        array = values(self.source.read(self.name, window, part))
+        for axis in reversed(range(self.ndim)):
+            array = array[(slice(None),) * axis + (cuts[axis],)]
+        return np.asarray(array)
 
 
-def _covering(rows: Any, cols: Any, shape: Shape) -> Window:  # noqa: ANN401
-    """The window that holds every row and column of an index; integers and steps are cut out afterwards."""
-    spans = []
-    for index, size in zip((rows, cols), shape, strict=True):
-        picked = np.arange(size)[index].reshape(-1)
-        spans.append((int(picked.min()), int(picked.max()) + 1) if picked.size else (0, 0))
-    (top, bottom), (left, right) = spans
-    return Window(top, left, bottom - top, right - left)
-
-
-def _shifted(index: Any, by: int) -> Any:  # noqa: ANN401
-    if isinstance(index, slice):
-        start = None if index.start is None else index.start - by
-        stop = None if index.stop is None else index.stop - by
-        return slice(start, stop, index.step)
-    return np.asarray(index) - by
+def _span(index: Any, size: int) -> tuple[tuple[int, int], Any]:  # noqa: ANN401
+    """First and one past the last element that an index of one axis names, and the index within that span."""
+    if isinstance(index, slice) and (index.step or 1) == 1:
+        start, stop, _ = index.indices(size)
+        return (start, max(start, stop)), slice(None)
+    picked = np.arange(size)[index]
+    first, last = (int(picked.min()), int(picked.max()) + 1) if picked.size else (0, 0)
+    return (first, last), picked - first
 
 
 def to_scene(source: Source) -> xr.Dataset:
@@ -90,7 +85,7 @@ def to_scene(source: Source) -> xr.Dataset:
     for name in source.spec.variables:
         lazy = LazyVariable(source, name)
         chunks = (*(-1,) * (lazy.ndim - 2), height, width)
-        arrays[name] = da.from_array(lazy, chunks=chunks, name=f"{name}-{source.fingerprint()[:16]}", asarray=True)
+        arrays[name] = da.from_array(lazy, chunks=chunks, name=False, asarray=True)
     return scene_from(source.spec, arrays)
 
 
@@ -121,6 +116,4 @@ class SceneSource:
 
     def fingerprint(self) -> str:
         """Name of the computation (Dask token) that the scene stands for."""
-        from dask.base import tokenize
-
         return str(tokenize(self.scene))

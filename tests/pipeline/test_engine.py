@@ -1,0 +1,162 @@
+"""One way of running: lifted on Dask or block by block into a store, a stage gives the same array."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import cubeloom
+from cubeloom.errors import ConfigError
+from cubeloom.pipeline import store
+from cubeloom.pipeline.engine import MemoryJournal, execute, make_plan, quiet, run_to_store
+from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.lift import lift
+from cubeloom.pipeline.readers.base import SceneSource
+from cubeloom.pipeline.scene import spec_of
+from cubeloom.pipeline.stages import stage_class, stage_names
+
+
+class Blocks(SceneSource):
+    """A scene in memory whose file would be laid out in blocks of a given shape."""
+
+    def __init__(self, scene: xr.Dataset, shape: tuple[int, int]) -> None:
+        super().__init__(scene, spec_of(scene))
+        self.shape = shape
+
+    @property
+    def block_shape(self):
+        return self.shape
+
+
+@pytest.fixture
+def scene(make_scene) -> xr.Dataset:
+    return make_scene(height=400, width=290, bands=16)
+
+
+@pytest.fixture
+def examples(scene, tmp_path) -> dict[str, list]:
+    """For every registered stage a chain that ends with it, with parameters that make it work."""
+    mask = stage_class("mask")()
+    return {
+        "mask": [stage_class("mask")(dilate=2)],
+        "destripe": [mask, stage_class("destripe")()],
+        "denoise": [mask, stage_class("denoise")()],
+        "select_bands": [stage_class("select_bands")(wavelengths=((400, 1500),))],
+        "resample_bands": [stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=300.0, group="broad")],
+        "superres": [mask, stage_class("superres")(scale=2)],
+        "classify": [mask, stage_class("classify")(model=str(trained(scene, tmp_path / "model.skops")))],
+    }
+
+
+def trained(scene: xr.Dataset, path: Path) -> Path:
+    """A small classifier that knows the scene's bands."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    from cubeloom.models.classifiers import Classifier, MapClass
+
+    spectra = np.nan_to_num(scene.reflectance.values.reshape(16, -1).T[::37])
+    labels = 1 + (spectra[:, 3] > np.median(spectra[:, 3])) + 2 * (spectra[:, 9] > np.median(spectra[:, 9]))
+    forest = RandomForestClassifier(5, random_state=0).fit(spectra, labels)
+    classes = tuple(MapClass(value, f"class {value}", "#336699") for value in (1, 2, 3, 4))
+    bands = spec_of(scene).bands
+    Classifier(forest, classes, bands.wavelength, bands.fwhm, "reflectance", "1").save(path)
+    return path
+
+
+def read_all(path: Path, group: str) -> dict[str, np.ndarray]:
+    opened = cubeloom.open_scene(path, group=group)
+    return {str(name): variable.values for name, variable in opened.data_vars.items()}
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_a_stage_gives_the_same_lazily_and_in_a_batch(name, scene, examples, tmp_path):
+    chain = examples[name]
+    lazy = scene.chunk(y=100, x=130)
+    for stage in chain:
+        lazy = lift(stage)(lazy)
+    group = spec_of(lazy).group
+    by_hand = read_all(cubeloom.write_scene(lazy, tmp_path / "lazy.zarr"), "")
+    for shape in ((128, 128), (256, 290), (512, 512)):
+        run_to_store(Blocks(scene, shape), chain, tmp_path / "batch.zarr", overwrite=True, memory=8 * 2**30)
+        batch = read_all(tmp_path / "batch.zarr", group)
+        for variable in batch:
+            np.testing.assert_array_equal(batch[variable], by_hand[variable], err_msg=f"{variable}, blocks of {shape}")
+
+
+def test_every_registered_stage_is_an_example(examples):
+    assert sorted(examples) == stage_names()
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+class KilledJournal(MemoryJournal):
+    """A journal whose process dies after some blocks."""
+
+    def __init__(self, survives: int) -> None:
+        super().__init__()
+        self.survives = survives
+
+    def add_block(self, window, written):
+        if self.survives == 0:
+            raise Killed
+        super().add_block(window, written)
+        self.survives -= 1
+
+
+def test_a_run_goes_on_where_it_was_cut_off(scene, tmp_path, monkeypatch):
+    source = Blocks(scene, (128, 128))
+    stages = [stage_class("mask")(), stage_class("superres")(scale=2)]
+    plan = make_plan(source, stages, workers=1)
+    journal = KilledJournal(4)
+    with Executor(1) as executor:
+        with pytest.raises(Killed):
+            execute(plan, tmp_path / "cut.zarr", journal, executor, quiet)
+        done = dict(journal.chunks())
+        journal.survives = 10**6
+        read: set[int] = set()
+        original = SceneSource.read
+
+        def noting(self, name, window, bands=None):
+            read.add(window.row)
+            return original(self, name, window, bands)
+
+        monkeypatch.setattr(SceneSource, "read", noting)
+        execute(plan, tmp_path / "cut.zarr", journal, executor, quiet)
+        monkeypatch.undo()
+        execute(plan, tmp_path / "whole.zarr", MemoryJournal(), executor, quiet)
+    assert 0 not in read, "the first row of blocks was done already"
+    assert done.items() <= journal.chunks().items()
+    assert (tmp_path / "cut.zarr" / store.COMMIT).read_bytes() == (tmp_path / "whole.zarr" / store.COMMIT).read_bytes()
+
+
+def test_the_measurement_is_published_as_it_was_read(scene, tmp_path):
+    stages = [stage_class("mask")(), stage_class("destripe")(), stage_class("denoise")()]
+    run_to_store(Blocks(scene, (256, 256)), stages, tmp_path / "s.zarr")
+    cubeloom.write_scene(scene, tmp_path / "plain.zarr")
+    product = cubeloom.open_scene(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(product.reflectance, cubeloom.open_scene(tmp_path / "plain.zarr").reflectance)
+    assert set(product.data_vars) == {"reflectance", "quality", "valid", "denoised"}
+    assert product.attrs["subject"] == "denoised"
+
+
+def test_a_plan_above_the_budget_is_refused_with_its_arithmetic(scene):
+    with pytest.raises(ConfigError, match=r"projected memory \d+ MiB = .* workers x .* budget is 300 MiB"):
+        make_plan(Blocks(scene, (512, 512)), [stage_class("denoise")()], workers=2, memory=300 * 2**20)
+
+
+def test_blocks_shrink_to_the_budget(make_scene):
+    scene = make_scene(height=600, width=600, bands=60)
+    wide = make_plan(Blocks(scene, (512, 512)), [], workers=2, memory=8 * 2**30)
+    tight = make_plan(Blocks(scene, (512, 512)), [], workers=2, memory=400 * 2**20)
+    assert wide.block_shape == (512, 512)
+    assert tight.block_shape[0] * tight.block_shape[1] < 512 * 512
+    assert tight.projected_bytes <= 400 * 2**20
+    assert tight.identity == wide.identity, "memory is no part of what a product is"
+
+
+def test_publishing_what_no_step_makes_is_refused(scene):
+    with pytest.raises(ConfigError, match="publish names denoised"):
+        make_plan(Blocks(scene, (512, 512)), [stage_class("mask")()], publish=["denoised"])
