@@ -1,5 +1,8 @@
 """Which reader opens a path."""
 
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 import xarray as xr
@@ -8,6 +11,9 @@ from cubeloom.errors import ConfigError, InputError
 
 from .base import Source, to_scene
 
+READERS = ("store", "enmap", "raster")
+"""Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
+
 
 def open_scene(path: str | Path, **options: str) -> xr.Dataset:
     """Open a product, a raster with wavelengths, or a published store as a lazy Scene.
@@ -15,35 +21,40 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
     Args:
         path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), an ENVI file or GeoTIFF whose
             band tags hold wavelengths, or a Zarr store that Cubeloom published.
-        **options: `detector="vnir" | "swir"` for EnMAP L1B; `group=` for a store with several grids.
+        **options: `detector="vnir" | "swir"` for EnMAP L1B; `group=` for a store with several grids;
+            `scale=` and `measurement=` for a raster that does not state its units.
 
     Returns:
         A Scene (see `cubeloom.validate_scene`), lazily decoded with NaN for nodata.
 
     Raises:
         InputError: nothing at `path` can be opened; says what was found and what is missing.
+        ConfigError: an option that such a product does not take, or one that it needs.
     """
     return to_scene(open_source(path, **options))
 
 
 def open_source(path: str | Path, **options: str) -> Source:
     """The Source that reads `path`; arguments and errors as `open_scene`."""
-    from . import enmap, raster, store
-
     path = Path(path)
+    for reader in (import_module(f".{name}", __package__) for name in READERS):
+        if reader.recognises(path):
+            _check_options(path, reader.open_source, options)
+            source: Source = reader.open_source(path, **options)
+            return source
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    for reader in (store, enmap, raster):
-        if reader.recognises(path):
-            try:
-                return reader.open_source(path, **options)
-            except TypeError as error:
-                if "keyword argument" not in str(error):
-                    raise
-                raise ConfigError(
-                    f"{path}: {reader.__name__.rpartition('.')[2]} products take no option {error}"
-                ) from None
     raise InputError(
-        f"{path}: not a product that Cubeloom reads. Expected an EnMAP product (a folder, ZIP or tar.gz with METADATA.XML "
-        "and SPECTRAL_IMAGE), an ENVI or GeoTIFF file with wavelengths, or a published .zarr store"
+        f"{path}: not a product that Cubeloom reads. Expected an EnMAP product (a folder, ZIP or tar.gz with "
+        "METADATA.XML and SPECTRAL_IMAGE), an ENVI or GeoTIFF file with wavelengths, or a published .zarr store"
     )
+
+
+def _check_options(path: Path, reader: Callable[..., Source], options: Mapping[str, str]) -> None:
+    known = list(inspect.signature(reader).parameters)[1:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{path}: {reader.__module__.rpartition('.')[2]} products take no option {unknown[0]!r}; "
+            f"they take {', '.join(known)}"
+        )
