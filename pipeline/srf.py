@@ -90,7 +90,8 @@ def _half_maximum_width(wavelength: FloatArray, response: FloatArray) -> float:
 def read_table(path: Path) -> list[Response]:
     """Measured responses from a text table: wavelengths in the first column (nm), one column a band, one header row.
 
-    Separated by comma, semicolon or tab. Centres are the responses' centroids.
+    Separated by comma, semicolon or tab; with the latter two, decimal commas are understood. Centres are the
+    responses' centroids.
 
     Raises:
         InputError: the file is missing or not such a table; says where.
@@ -101,6 +102,8 @@ def read_table(path: Path) -> list[Response]:
         raise InputError(f"response table {path}: {error}") from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    if delimiter != ",":
+        rows[1:] = [[cell.replace(",", ".") for cell in row] for row in rows[1:]]
     if len(rows) < 3 or len(rows[0]) < 2:
         raise InputError(
             f"response table {path}: expected a header row, then a wavelength and one value a band per row"

@@ -96,7 +96,8 @@ def refine(cube: Array, valid: npt.NDArray[np.bool_], scale: int) -> FloatImage:
             continue
         present = shared if np.array_equal(known, valid) else _present(known, taps)
         _convolve(np.pad(np.where(known, band, np.float32(0)), REACH), taps, out)
-        out /= present
+        with np.errstate(divide="ignore", invalid="ignore"):  # pixels that become NaN below
+            out /= present
         out[_repeat(~known, scale)] = np.nan
     return fine
 

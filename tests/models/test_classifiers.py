@@ -1,0 +1,149 @@
+"""A classifier comes back from its file as it was saved, and no other file is taken for one."""
+
+import json
+import operator
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
+from skops import io as skops_io
+
+from cubeloom.errors import ModelError
+from cubeloom.models.classifiers import CARD, Classifier, MapClass, load_classifier, read_card, spectral_features
+
+BANDS = 8
+WAVELENGTHS = np.linspace(450, 2400, BANDS)
+FEATURES = ("spectrum", "shape", "derivative")
+ESTIMATORS = {
+    "logistic": LogisticRegression(),
+    "lda": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "svm": CalibratedClassifierCV(SVC(), ensemble=False, cv=3),
+    "forest": RandomForestClassifier(8, random_state=0),
+    "boosting": HistGradientBoostingClassifier(max_iter=8, random_state=0),
+}
+
+
+def spectra(n: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = random.choice([2, 5, 9], n).astype(np.uint8)
+    means = np.random.default_rng(99).uniform(0.1, 0.5, (10, BANDS))
+    return (means[labels] + random.normal(0, 0.08, (n, BANDS))).astype(np.float32), labels
+
+
+def trained(estimator) -> Classifier:
+    x, y = spectra()
+    return Classifier(
+        estimator=make_pipeline(StandardScaler(), estimator).fit(spectral_features(x, WAVELENGTHS, FEATURES), y),
+        classes=(MapClass(2, "tree", "#00ff00"), MapClass(5, "water", "#0000ff"), MapClass(9, "roof", "#ff0000")),
+        wavelengths=WAVELENGTHS,
+        fwhm=np.full(BANDS, 10.0),
+        variable="reflectance",
+        units="1",
+        features=FEATURES,
+        metrics={"overall_accuracy": 0.5},
+        training={"sources": [{"scene": "a"}]},
+    )
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_save_and_load_give_the_same_classifier(tmp_path, kind):
+    classifier = trained(ESTIMATORS[kind])
+    saved = classifier.save(tmp_path / "m.skops")
+    loaded = load_classifier(tmp_path / "m.skops")
+    x, y = spectra(700, seed=1)
+    probabilities = classifier.predict(x)
+    np.testing.assert_array_equal(loaded.predict(x), probabilities)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (np.array([2, 5, 9])[probabilities.argmax(axis=1)] == y).mean() > 0.8
+    assert loaded.sha256 == saved.sha256 == read_card(tmp_path / "m.skops")["sha256"]
+    assert loaded.card() == json.loads(json.dumps(classifier.card())) | {"features": FEATURES}
+    assert load_classifier(tmp_path / "m.skops") is loaded
+    assert [path.name for path in tmp_path.iterdir()] == ["m.skops"]
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_a_spectrum_does_not_depend_on_its_neighbours(kind):
+    classifier = trained(ESTIMATORS[kind])
+    x, _ = spectra(2600, seed=2)
+    whole = classifier.predict(x)
+    for start, stop in ((0, 1), (1023, 1030), (5, 2111), (2599, 2600)):
+        np.testing.assert_array_equal(classifier.predict(x[start:stop]), whole[start:stop])
+    assert classifier.predict(x[:0]).shape == (0, 3)
+
+
+def test_shape_takes_out_illumination_and_derivative_an_offset():
+    x, _ = spectra(20)
+    np.testing.assert_allclose(
+        spectral_features(x * 0.5, WAVELENGTHS, ("shape",)), spectral_features(x, WAVELENGTHS, ("shape",)), rtol=1e-5
+    )
+    slope = (WAVELENGTHS * 0.002 + 0.3)[None].astype(np.float32)
+    np.testing.assert_allclose(spectral_features(slope, WAVELENGTHS, ("derivative",)), 0.2, rtol=1e-5)
+    assert np.isfinite(spectral_features(np.zeros((1, BANDS), np.float32), WAVELENGTHS, FEATURES)).all()
+
+
+def test_a_changed_file_is_loaded_again(tmp_path):
+    path = tmp_path / "m.skops"
+    trained(ESTIMATORS["logistic"]).save(path)
+    first = load_classifier(path)
+    replace(trained(ESTIMATORS["lda"]), units="other").save(path)
+    assert load_classifier(path).units == "other"
+    assert load_classifier(path).sha256 != first.sha256
+
+
+def test_foreign_types_are_refused_when_saved_and_when_loaded(tmp_path):
+    classifier = trained(ESTIMATORS["logistic"])
+    x, y = spectra()
+    foreign = make_pipeline(FunctionTransformer(operator.pos), LogisticRegression()).fit(x, y)
+    with pytest.raises(ModelError, match=r"not trusted: _operator\.pos"):
+        replace(classifier, estimator=foreign).save(tmp_path / "m.skops")
+    assert not list(tmp_path.iterdir())
+    path = tmp_path / "forged.skops"
+    path.write_bytes(skops_io.dumps(foreign))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(CARD, json.dumps(classifier.card()))
+    with pytest.raises(ModelError, match=r"not trusted: _operator\.pos"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize("kind", ["forest", "boosting"])
+def test_trees_that_would_lead_astray_are_refused(tmp_path, kind):
+    classifier = trained(ESTIMATORS[kind])
+    last = classifier.estimator.steps[-1][1]
+    if kind == "forest":
+        last.estimators_[3].tree_.children_left[0] = 10**6
+    else:
+        last._predictors[2][1].nodes["left"][0] = 0
+    classifier.save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match="decision tree in it is damaged"):
+        load_classifier(tmp_path / "m.skops")
+
+
+def test_other_files_are_refused_with_what_was_expected(tmp_path):
+    path = tmp_path / "m.skops"
+    with pytest.raises(ModelError, match=r"No such file.*cubeloom train"):
+        load_classifier(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ModelError, match=r"not a classifier saved by Cubeloom.*card\.json"):
+        load_classifier(path)
+    path.write_bytes(skops_io.dumps(LogisticRegression()))
+    with pytest.raises(ModelError, match=r"card\.json"):
+        load_classifier(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(CARD, json.dumps({"format": "other/7"}))
+    with pytest.raises(ModelError, match="format 'other/7', expected 'cubeloom-classifier/1'"):
+        load_classifier(path)
+
+
+def test_classes_that_are_not_the_estimators_are_refused(tmp_path):
+    classifier = trained(ESTIMATORS["logistic"])
+    replace(classifier, classes=classifier.classes[:2]).save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match="card's classes are not the estimator's"):
+        load_classifier(tmp_path / "m.skops")

@@ -1,0 +1,36 @@
+"""Fixtures for stages and readers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from cubeloom.pipeline.blocks import plan_chain, run_chain
+from cubeloom.pipeline.encoding import Array
+from cubeloom.pipeline.grids import tile
+from cubeloom.pipeline.readers.base import SceneSource
+from cubeloom.pipeline.scene import spec_of
+from cubeloom.pipeline.stages.base import Stage
+
+BlockRunner = Callable[[xr.Dataset, Stage, int], dict[str, Array]]
+
+
+@pytest.fixture
+def run_in_blocks() -> BlockRunner:
+    """Run a stage without statistics block by block, as a batch run does, and put the blocks together."""
+
+    def run(scene: xr.Dataset, stage: Stage, edge: int) -> dict[str, Array]:
+        spec = spec_of(scene)
+        source, specs = SceneSource(scene, spec), plan_chain(spec, [stage])
+        whole = {
+            name: np.empty(specs[-1].sizes(name), variable.encoding.decoded_dtype)
+            for name, variable in specs[-1].variables.items()
+        }
+        for core in tile(spec.shape, (edge, edge)):
+            block = run_chain(source, [stage], specs, [{}], core)[-1]
+            for name, array in whole.items():
+                array[(..., *block.core.slices)] = block.inner(block[name])
+        return whole
+
+    return run
