@@ -1,0 +1,120 @@
+"""From a landscape to reflectance: what each pixel is mixed of, and the spectrum of that mixture."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from . import cover
+from .bands import BandTable
+from .cover import CONTENTS, FILMS, LAI, LEAF, N_GROUNDS, OPEN_WATER, SHADE, TEXTURED, VARIANTS
+from .landscape import OVERSAMPLING, TEXTURES, Landscape
+from .spectra import WaterOptics, ground_absorption, ground_reflectance, leaf_absorption, water_optics
+
+Float32Array = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """Spectra over the bands of one product, see `spectra`."""
+
+    grounds: Float32Array
+    leaf: Float32Array
+    films: Float32Array
+    water: WaterOptics
+
+
+def materials(table: BandTable) -> Materials:
+    """All spectra that a surface needs, over the bands of `table`."""
+    return Materials(ground_reflectance(table), leaf_absorption(table), ground_absorption(table), water_optics(table))
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """The ground of a scene with all that makes spectra of it.
+
+    Attributes:
+        landscape: where what lies.
+        palette: what each variant is made of, see `cover.draw_palette`.
+        directions: how the textures change the columns of the palette, `(TEXTURES, columns)`.
+    """
+
+    landscape: Landscape
+    palette: Float32Array
+    directions: Float32Array
+
+    def reflectance(self, y: Float32Array, x: Float32Array, spectra: Materials) -> Float32Array:
+        """Reflectance `(n, band)` of pixels centred at (y, x), in px of the landscape's grid (0.5 is a centre)."""
+        rows, cols = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
+        traits = self._mixture(y, x)
+        change = self.landscape.texture[:, rows, cols].astype(np.float32).T @ self.directions
+        traits[:, :TEXTURED] *= np.exp(change)
+        grounds = traits[:, :N_GROUNDS]
+        grounds /= grounds.sum(axis=1, keepdims=True)
+        reflectance = _vegetated(traits, spectra)
+        reflectance *= self.landscape.shading[rows, cols][:, None]
+        _flood(reflectance, traits, spectra)
+        return reflectance
+
+    def classes(self) -> npt.NDArray[np.uint8]:
+        """Class of most of each pixel's cells, `(height, width)`; of ties the lowest code."""
+        height, width = self.landscape.shading.shape
+        code = (self.landscape.code // VARIANTS).astype(np.uint8)
+        cells = code.reshape(height, OVERSAMPLING, width, OVERSAMPLING).transpose(1, 3, 0, 2).reshape(-1, height, width)
+        votes = (cells[:, None] == cells[None]).sum(axis=0, dtype=np.uint8)
+        most = votes == votes.max(axis=0)
+        return np.asarray(np.where(most, cells, 255).min(axis=0), np.uint8)
+
+    def _mixture(self, y: Float32Array, x: Float32Array) -> Float32Array:
+        """Mean of the palette rows of the cells inside each pixel, `(n, columns)`."""
+        code = self.landscape.code
+        total = np.zeros((y.size, cover.COLUMNS), np.float32)
+        steps = (np.arange(OVERSAMPLING) + 0.5) / OVERSAMPLING - 0.5
+        for step_y in steps:
+            rows = np.clip(np.floor((y + step_y) * OVERSAMPLING).astype(np.intp), 0, code.shape[0] - 1)
+            for step_x in steps:
+                cols = np.clip(np.floor((x + step_x) * OVERSAMPLING).astype(np.intp), 0, code.shape[1] - 1)
+                total += self.palette[code[rows, cols]]
+        return total / np.float32(OVERSAMPLING**2)
+
+
+def _vegetated(traits: Float32Array, spectra: Materials) -> Float32Array:
+    """Reflectance of leaves over a wet ground, `(n, band)`.
+
+    A leaf scatters what its absorbers leave (Beer-Lambert). A deep canopy of leaves that scatter sigma reflects
+    (1 - g) / (1 + g), g = sqrt(1 - sigma), and a shallow one lets the ground through as exp(-2 k g LAI):
+    Goudriaan (1977), Crop Micrometeorology, ch. 2. Leaves and ground so mix nonlinearly.
+    """
+    ground = traits[:, :N_GROUNDS] @ spectra.grounds
+    ground *= np.exp(-traits[:, FILMS] @ spectra.films)
+    absorption = traits[:, LEAF] @ spectra.leaf
+    np.negative(absorption, out=absorption)
+    scatter = np.exp(absorption, out=absorption)
+    scatter *= np.float32(-0.90)
+    scatter += np.float32(1 - 0.06)
+    depth = np.sqrt(scatter, out=scatter)
+    canopy = (1 - depth) / (1 + depth)
+    canopy *= 1 - traits[:, SHADE, None]
+    ground -= canopy
+    depth *= np.float32(-1.6) * traits[:, LAI, None]
+    ground *= np.exp(depth, out=depth)
+    ground += canopy
+    return ground
+
+
+def _flood(reflectance: Float32Array, traits: Float32Array, spectra: Materials) -> None:
+    """Mix open water into the pixels that hold some, in place."""
+    wet = np.flatnonzero(traits[:, OPEN_WATER] > 0)
+    if not wet.size:
+        return
+    share = traits[wet, OPEN_WATER, None]
+    contents = (traits[wet, CONTENTS] / share).T[:, :, None]
+    reflectance[wet] += share * (spectra.water.reflectance(*contents) - reflectance[wet])
+
+
+def draw_directions(rng: np.random.Generator) -> Float32Array:
+    """Random directions of the textures: what lies on the ground varies most, leaf area least."""
+    spread = np.empty(TEXTURED)
+    spread[:N_GROUNDS], spread[LEAF], spread[LAI], spread[FILMS] = 0.12, 0.06, 0.035, 0.11
+    return (rng.standard_normal((TEXTURES, TEXTURED)) * spread).astype(np.float32)
