@@ -169,7 +169,3 @@ class EnmapSource:
     def fingerprint(self) -> str:
         """sha256 over the content of all files the scene is read from; names and places do not matter."""
         return digest(self._parts())
-
-    def __dask_tokenize__(self) -> object:
-        """Files by path, size and time of change: to open a Scene lazily must not cost a hash of all its pixels."""
-        return "EnmapSource", self.detector, [(str(path), *file_state(path)) for path in self.files()]

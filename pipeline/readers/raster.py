@@ -15,12 +15,14 @@ from cubeloom.pipeline.scene import MEASUREMENTS, Bands, SceneSpec, cube_variabl
 from cubeloom.untrusted import safe_name
 
 from .bands import FloatArray, StrArray, preferred, usable
-from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, handle, inspect, read_window
+from .rasters import RasterFile, RasterInfo, block_shape, digest, handle, inspect, read_window
 from .wavelength_tags import BandTags, read_tags
 
 __all__ = ["RasterSource", "open_source", "recognises"]
 
 _SUFFIXES = (".tif", ".tiff", ".geotiff", ".jp2")
+_NO_PIXELS = (".xml", ".txt", ".hdr", ".csv", ".json", ".gpkg", ".png", ".jpg", ".pdf", ".md")
+"""Suffixes of files that may stand beside an ENVI header without being its image."""
 _HIGHEST_REFLECTANCE = 2.0
 """Reflectance above this is no reflectance but DN: bright snow seen at a slant reaches some 1.5."""
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,7 +74,7 @@ def _image(header: Path) -> Path:
     found = sorted(
         near for near in header.parent.iterdir() if near.is_file() and near != header and _header(near) == header
     )
-    rasters = [near for near in found if near.suffix.lower() not in (".xml", ".txt", ".hdr", ".csv", ".json")]
+    rasters = [near for near in found if near.suffix.lower() not in _NO_PIXELS]
     if len(rasters) != 1:
         listed = ", ".join(near.name for near in rasters) or "none"
         raise InputError(
@@ -229,8 +231,3 @@ class RasterSource:
         """sha256 over the content of the image and its header, and the scale they are read with."""
         parts = zip(("image", "header"), self.files(), strict=False)
         return digest(parts, salt=f"{self.spec.measurement} {self.gain.tolist()}")
-
-    def __dask_tokenize__(self) -> object:
-        """Files by path, size and time of change, and the scale they are read with."""
-        files = [(str(path), *file_state(path)) for path in self.files()]
-        return "RasterSource", files, self.spec.measurement, self.gain.tolist()
