@@ -1,6 +1,6 @@
 """Classify: a map of classes from the spectra, by a classifier that was trained before."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class Classify(Stage):
 
     model: str | None = None
     variable: str | None = None
-    work_cubes = 2.0
+    work_cubes: ClassVar[float] = 3.0
 
     @property
     def skipped(self) -> str:

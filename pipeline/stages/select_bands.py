@@ -1,7 +1,7 @@
 """Select bands: the one stage that drops bands."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ class SelectBands(Stage):
     good: bool = False
     preferred: bool = False
     drop: tuple[Literal["water_vapour"], ...] = ()
+    work_cubes: ClassVar[float] = 0.0
 
     @property
     def skipped(self) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ class Superres(Stage):
 
     method: Literal["bicubic"] = "bicubic"
     scale: Literal[2, 3, 4] = 2
+    work_cubes: ClassVar[float] = 0.25
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene on the finer grid, in a group of its own."""
@@ -134,9 +135,18 @@ def _convolve(padded: FloatImage, taps: list[Tap], out: FloatImage) -> None:
     scale, height, width = len(taps), padded.shape[0] - 2 * REACH, padded.shape[1] - 2 * REACH
     rows = np.empty((height * scale, padded.shape[1]), np.float32)
     for phase, (first, kernel) in enumerate(taps):
-        rows[phase::scale] = sum(w * padded[first + k : first + k + height] for k, w in enumerate(kernel))
+        rows[phase::scale] = _mix([padded[first + tap : first + tap + height] for tap in range(4)], kernel)
     for phase, (first, kernel) in enumerate(taps):
-        out[:, phase::scale] = sum(w * rows[:, first + k : first + k + width] for k, w in enumerate(kernel))
+        out[:, phase::scale] = _mix([rows[:, first + tap : first + tap + width] for tap in range(4)], kernel)
+
+
+def _mix(images: list[FloatImage], kernel: list[np.float32]) -> FloatImage:
+    """Weighted sum of images, from the first to the last."""
+    total: FloatImage = images[0] * kernel[0]
+    scratch = np.empty_like(total)
+    for image, weight in zip(images[1:], kernel[1:], strict=True):
+        total += np.multiply(image, weight, out=scratch)
+    return total
 
 
 def _repeat(layer: Array, scale: int) -> Array:
