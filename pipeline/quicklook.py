@@ -143,7 +143,7 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
 
     Returns:
         Paths by name: `truecolour`, `swir` (as far as the bands allow), the same with `_<subject>` for a subject other
-        than the measurement, `classes` (with legend), and `thumbnail`.
+        than the measurement, `classes`, `classes_legend` (the same with its legend), and `thumbnail`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _composites(scene)
@@ -151,19 +151,24 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
     if pictures:
         written["thumbnail"] = write_png(next(iter(pictures.values())), folder / "thumbnail.png", THUMBNAIL_SIDE)
     if "classes" in scene:
-        written["classes"] = _write_class_map(scene, folder / "classes.png")
+        written["classes"] = write_png(class_map(scene), folder / "classes.png")
+        written["classes_legend"] = _write_legend(scene, folder / "classes_legend.png")
     return written
 
 
 def write_png(image: Image, path: Path, longest_side: int = LONGEST_SIDE) -> Path:
-    """Write RGBA `(y, x, 4)` as a PNG no longer than `longest_side` px, averaging where it must shrink."""
+    """Write RGBA `(y, x, 4)` as a PNG no longer than `longest_side` px, averaging where it must shrink.
+
+    A picture of few colours is a map: its colours stand for something, so it is thinned instead.
+    """
     from PIL import Image as Picture
 
     picture = Picture.fromarray(image)
+    flat = picture.getcolors(maxcolors=256) is not None
     factor = max(picture.size) / longest_side
     if factor > 1:
         width, height = (max(1, round(side / factor)) for side in picture.size)
-        picture = picture.resize((width, height), Picture.Resampling.BOX)
+        picture = picture.resize((width, height), Picture.Resampling.NEAREST if flat else Picture.Resampling.BOX)
     picture.save(path, optimize=True)
     return path
 
@@ -203,7 +208,7 @@ def _clear(scene: xr.Dataset) -> npt.NDArray[np.bool_] | None:
     return np.asarray((scene["quality"].values & unwanted) == 0)
 
 
-def _write_class_map(scene: xr.Dataset, path: Path) -> Path:
+def _write_legend(scene: xr.Dataset, path: Path) -> Path:
     """The class map with its legend below, on white."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
