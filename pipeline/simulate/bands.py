@@ -92,8 +92,8 @@ def operational(n_vnir: int = N_VNIR, n_swir: int = N_SWIR) -> BandTable:
     vnir = np.linspace(-1, 1, N_VNIR)[_spread(n_vnir, N_VNIR)]
     swir = _SWIR_CHANNELS[_spread(n_swir, N_SWIR)] / 77 - 1
     return BandTable(
-        wavelength=np.round(np.r_[_poly(vnir, _VNIR_CENTRE), _poly(swir, _SWIR_CENTRE)], 3),
-        fwhm=np.round(np.r_[_poly(vnir, _VNIR_FWHM), _poly(swir, _SWIR_FWHM)], 4),
+        wavelength=np.concatenate([_poly(vnir, _VNIR_CENTRE), _poly(swir, _SWIR_CENTRE)]).round(3),
+        fwhm=np.concatenate([_poly(vnir, _VNIR_FWHM), _poly(swir, _SWIR_FWHM)]).round(4),
         detector=np.array(["vnir"] * n_vnir + ["swir"] * n_swir),
     )
 

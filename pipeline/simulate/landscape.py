@@ -152,4 +152,4 @@ def _shading(terrain: Float32Array, sun_zenith: float, sun_azimuth: float) -> Fl
     zenith, azimuth = np.radians([sun_zenith, sun_azimuth])
     toward = np.sin(zenith) * (-np.sin(azimuth) * east + np.cos(azimuth) * south)
     lit = (toward + np.cos(zenith)) / np.sqrt(1 + south**2 + east**2)
-    return np.clip(lit / np.cos(zenith), 0.25, 1.6).astype(np.float32)
+    return np.asarray(np.clip(lit / np.cos(zenith), 0.25, 1.6), np.float32)

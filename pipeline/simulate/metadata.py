@@ -193,7 +193,7 @@ def _channels(detector: str, table: BandTable) -> str:
     )
 
 
-def _angles(facts: Facts) -> list[str]:
+def _angles(facts: Facts) -> list[_Element]:
     """Angles at the corners: the sun moves a little over the scene, the view angle runs from side to side."""
     sky = facts.site.sky
     north = facts.site.place[0] >= 0
@@ -351,7 +351,7 @@ def _product(facts: Facts) -> str:
     )
 
 
-def _rpcs(bands: Iterable[BandFacts]) -> list[str]:
+def _rpcs(bands: Iterable[BandFacts]) -> list[_Element]:
     """One model a band; bands of a detector share theirs, and its text."""
     texts: dict[int, str] = {}
     elements = []

@@ -88,7 +88,7 @@ def cells(y: Float32Array, x: Float32Array, size: float, seed: int) -> Cells:
             nearest = np.where(closer, distance, nearest)
             key = np.where(closer, candidate, key)
             best_y, best_x = np.where(closer, dy, best_y), np.where(closer, dx, best_x)
-    return Cells(key, (second - nearest) / 2, best_y.astype(np.float32), best_x.astype(np.float32))
+    return Cells(key, ((second - nearest) / 2).astype(np.float32), best_y.astype(np.float32), best_x.astype(np.float32))
 
 
 def parcels(blocks: Cells, width: float, length: float) -> HashArray:
@@ -127,7 +127,7 @@ class River:
             turn = along * np.float32(2 * np.pi / wavelength) + np.float32(phase)
             offset += np.float32(amplitude) * np.sin(turn)
             tilt += np.float32(amplitude * 2 * np.pi / wavelength) * np.cos(turn)
-        return np.abs(across - offset) / np.sqrt(1 + tilt**2)
+        return np.asarray(np.abs(across - offset) / np.sqrt(1 + tilt**2), np.float32)
 
 
 def draw_river(rng: np.random.Generator, extent: tuple[float, float]) -> River:
@@ -160,4 +160,5 @@ def connect(points: Numbers, neighbours: int = 2) -> list[Segment]:
         for i in range(len(points))
         for j in np.argsort(distance[i], kind="stable")[1 : neighbours + 1]
     }
-    return [(*map(float, points[i]), *map(float, points[j])) for i, j in sorted(pairs)]
+    ends = points.tolist()
+    return [(ends[i][0], ends[i][1], ends[j][0], ends[j][1]) for i, j in sorted(pairs)]

@@ -111,7 +111,9 @@ class _Writer:
         write_bands(self.truth / "CLASSES.TIF", truth[None], layout | {"nodata": 0})
         names = {str(code): cover.CLASSES[code] for code in np.unique(truth).tolist() if code}
         _write_json(self.truth / "CLASSES.json", names)
-        percent = {field: 100 * np.count_nonzero(mapped[name]) / swath for field, name in _COVERS.items()}
+        percent: dict[str, float] = {
+            field: 100 * np.count_nonzero(mapped[name]) / swath for field, name in _COVERS.items()
+        }
         return percent | {"waterCover": 100 * np.count_nonzero(classes == WATER) / swath}
 
     def flags(self, cube: Cube) -> None:

@@ -87,7 +87,7 @@ def ground_absorption(table: BandTable) -> Float32Array:
 
 def cloud_reflectance(table: BandTable) -> Float32Array:
     """Apparent reflectance of a thick cloud of ice and water, `(band,)`."""
-    return to_bands(material_reflectance("ice_cloud")[None], table)[0]
+    return np.asarray(to_bands(material_reflectance("ice_cloud")[None], table)[0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def _arid(strip: Strip) -> CodeArray:
     _put(code, wadi, cover.SAND, np.full(code.shape, 77, np.uint32))
     _put(
         code,
-        (strip.grain > 1.1) & (np.abs(strip.wood - 0.35 * strip.kind) < 0.22),
+        (strip.grain > 1.5) & (np.abs(strip.wood - 0.35 * strip.kind) < 0.22),
         cover.SHRUBLAND,
         strip.blocks(300, 51).key,
     )
@@ -191,7 +191,7 @@ STYLES: dict[str, Style] = {
         0.015,
         _DESERTS,
     ),
-    "coastal": Style(_coastal, {"loam": 0.35, "sand": 0.25, "clay_soil": 0.25, "red_soil": 0.15}, 25, 7, 0.06, _COASTS),
+    "coastal": Style(_coastal, {"loam": 0.35, "sand": 0.25, "clay_soil": 0.25, "red_soil": 0.15}, 25, 4, 0.06, _COASTS),
     "alpine": Style(_alpine, {"loam": 0.6, "gravel": 0.25, "chernozem": 0.15}, 420, 2, 0.03, _MOUNTAINS),
 }
 """Kinds of landscape by name."""

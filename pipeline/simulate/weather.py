@@ -60,7 +60,7 @@ def _above(
     if share <= 0:
         return np.zeros_like(field)
     level = np.quantile(field[inside], 1 - share)
-    return np.clip((field - (level - lead)) / ramp, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((field - (level - lead)) / ramp, 0, 1), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
