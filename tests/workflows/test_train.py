@@ -141,6 +141,12 @@ def test_training_again_gives_the_same_model(folder):
     assert models[0].metrics == models[1].metrics
 
 
+def test_no_class_takes_more_pixels_than_allowed(folder):
+    report = train(write_recipe(folder, max_per_class=50), folder / "m.skops")
+    assert report.metrics["train_pixels"] == 150
+    assert report.metrics["overall_accuracy"] > 0.8
+
+
 def test_steps_run_before_sampling(folder, scene):
     path = write_recipe(folder, steps=[{"select_bands": {"detector": "vnir"}}])
     assert load_classifier(train(path, folder / "m.skops").path).wavelengths.max() < 1500

@@ -1,7 +1,7 @@
 """Train a classifier of spectra by a recipe, and measure it on pixels it has not seen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def train_classifier(recipe: ClassifierRecipe, out: Path) -> TrainingReport:
     names = {value: one.name for value, one in sorted(recipe.classes.items())}
     stages = Workflow(name="training", steps=recipe.steps).stages()
     samples = collect(recipe.scenes, stages, recipe.variable, names)
-    parts = split_samples(samples, recipe.split)
+    parts = _limited(samples.labels, split_samples(samples, recipe.split), recipe)
     present = np.unique(samples.labels).tolist()
     classes = tuple(MapClass(value, names[value], recipe.classes[value].colour) for value in names if value in present)
     estimator, parameters = _fit(recipe, samples, parts)
@@ -87,55 +87,58 @@ def train_classifier(recipe: ClassifierRecipe, out: Path) -> TrainingReport:
         },
     )
     metrics = assess(classifier, samples, parts)
-    saved = Classifier(**{**_fields(classifier), "metrics": metrics}).save(out)
+    saved = replace(classifier, metrics=metrics).save(out)
     return TrainingReport(out, saved.sha256, metrics, saved.split, parameters)
-
-
-def _fields(classifier: Classifier) -> dict[str, Any]:
-    return {name: getattr(classifier, name) for name in classifier.__dataclass_fields__}
 
 
 def _fit(recipe: ClassifierRecipe, samples: Samples, parts: Parts) -> tuple[Any, dict[str, Any]]:
     """The fitted estimator, and the parameters it was fitted with."""
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-
-    index = _limited(samples.labels, np.flatnonzero(parts.train), recipe)
-    features = spectral_features(samples.spectra[index], samples.bands.wavelength, recipe.features)
-    labels, choice = samples.labels[index], recipe.estimator
-    estimator = _estimator(choice, recipe.split.seed)
-    fitting = {"model__sample_weight": class_weights(labels, recipe.balance)}
+    features = spectral_features(samples.spectra[parts.train], samples.bands.wavelength, recipe.features)
+    labels, choice, seed = samples.labels[parts.train], recipe.estimator, recipe.split.seed
+    parameters = dict(choice.params)
+    weighing = {"model__sample_weight": class_weights(labels, recipe.balance)}
     if choice.type == "lda":  # takes no weights; priors do the same
-        fitting = {}
+        weighing = {}
         shares = np.unique(labels, return_counts=True)[1].astype(float) ** (1 - recipe.balance)
-        estimator.set_params(model__priors=shares / shares.sum())
     try:
-        if not choice.search:
-            return estimator.fit(features, labels, **fitting), dict(choice.params)
-        prefix = "model__estimator__" if choice.type == "svm" else "model__"
-        grid = {prefix + name: values for name, values in choice.search.items()}
-        folds = StratifiedGroupKFold(SEARCH_FOLDS, shuffle=True, random_state=recipe.split.seed)
-        search = GridSearchCV(estimator, grid, scoring="f1_macro", cv=folds, error_score="raise")
-        search.fit(features, labels, groups=parts.block[index], **fitting)
+        if choice.search:
+            parameters |= _search(choice, seed, features, labels, parts.block[parts.train], weighing)
+        estimator = _estimator(choice, parameters, seed)
+        if choice.type == "lda":
+            estimator.set_params(model__priors=shares / shares.sum())
+        return estimator.fit(features, labels, **weighing), parameters
     except (TypeError, ValueError) as error:
         raise ConfigError(f"estimator {choice.type}: {error}") from error
-    best = {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
-    return search.best_estimator_, {**choice.params, **best}
 
 
-def _limited(
-    labels: npt.NDArray[np.uint8], index: npt.NDArray[np.intp], recipe: ClassifierRecipe
-) -> npt.NDArray[np.intp]:
-    """At most `max_per_class` of the samples at `index` from every class, in their order."""
+def _search(
+    choice: EstimatorChoice,
+    seed: int,
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+    squares: npt.NDArray[np.int64],
+    weighing: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The best of the values to try: macro F1 over folds of whole training squares."""
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+
+    prefix = "model__estimator__" if choice.type == "svm" else "model__"
+    grid = {prefix + name: values for name, values in choice.search.items()}
+    folds = StratifiedGroupKFold(SEARCH_FOLDS, shuffle=True, random_state=seed)
+    estimator = _estimator(choice, choice.params, seed)
+    search = GridSearchCV(estimator, grid, scoring="f1_macro", cv=folds, error_score="raise", refit=False)
+    search.fit(features, labels, groups=squares, **weighing)
+    return {name.removeprefix(prefix): value for name, value in search.best_params_.items()}
+
+
+def _limited(labels: npt.NDArray[np.uint8], parts: Parts, recipe: ClassifierRecipe) -> Parts:
+    """At most `max_per_class` training samples of every class, drawn at random."""
     draw = np.random.default_rng(recipe.split.seed)
-    kept = []
-    for value in np.unique(labels[index]):
-        members = index[labels[index] == value]
-        kept.append(
-            draw.choice(members, recipe.max_per_class, replace=False)
-            if members.size > recipe.max_per_class
-            else members
-        )
-    return np.sort(np.concatenate(kept))
+    train = np.zeros(labels.size, bool)
+    for value in np.unique(labels):
+        members = np.flatnonzero(parts.train & (labels == value))
+        train[draw.permutation(members)[: recipe.max_per_class]] = True
+    return replace(parts, train=train)
 
 
 def class_weights(labels: npt.NDArray[np.uint8], balance: float) -> npt.NDArray[np.float64]:
@@ -146,18 +149,14 @@ def class_weights(labels: npt.NDArray[np.uint8], balance: float) -> npt.NDArray[
     return scaled
 
 
-def _estimator(choice: EstimatorChoice, seed: int) -> Any:  # noqa: ANN401 - scikit-learn is untyped
+def _estimator(choice: EstimatorChoice, params: Mapping[str, Any], seed: int) -> Any:  # noqa: ANN401 - scikit-learn is untyped
     """Scaling, principal components where asked for, and the model, unfitted."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    try:
-        model = _model(choice.type, choice.params, seed)
-    except TypeError as error:
-        raise ConfigError(f"estimator {choice.type}: {error}") from None
     reduce = [("reduce", PCA(choice.pca, random_state=seed))] if choice.pca else []
-    return Pipeline([("scale", StandardScaler()), *reduce, ("model", model)])
+    return Pipeline([("scale", StandardScaler()), *reduce, ("model", _model(choice.type, params, seed))])
 
 
 def _model(kind: str, params: Mapping[str, Any], seed: int) -> Any:  # noqa: ANN401
