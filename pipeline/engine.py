@@ -7,7 +7,7 @@ the single-scene commands with a journal in memory.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -324,15 +324,24 @@ def _measure_task(
 
 def _block_task(plan: Plan, stats: Sequence[Stats], staged: Path, core: Window) -> store.Written:
     """One block from the source to the store; doing it again leaves the same files."""
+    blocks: Iterable[Block]
+    if plan.stages:
+        made = {block.spec.group: block for block in run_chain(plan.source, plan.stages, plan.specs, stats, core)}
+        blocks = [replace(made[spec.group], spec=spec) for spec in plan.groups]
+    else:
+        blocks = _one_by_one(plan.source, plan.groups[0], core)
     written = store.Written({}, 0, {})
-    blocks = {block.spec.group: block for block in run_chain(plan.source, plan.stages, plan.specs, stats, core)}
-    for spec in plan.groups:
-        block = blocks[spec.group]
-        part = store.write_block(staged, replace(block, spec=spec))
+    for part in map(partial(store.write_block, staged), blocks):  # a loop variable would keep the last block alive
         written = store.Written(
             written.hashes | part.hashes, written.nbytes + part.nbytes, {**written.clipped, **part.clipped}
         )
     return written
+
+
+def _one_by_one(source: Source, spec: SceneSpec, core: Window) -> Iterator[Block]:
+    """The variables of a block one after the other: where no stage needs them together, memory holds one at a time."""
+    for name, variable in spec.variables.items():
+        yield Block(replace(spec, variables={name: variable}), core, core, {name: source.read(name, core)})
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -52,15 +52,19 @@ def _mean_of_integers(level: Array, fill: float | None) -> Array:
     """Rounded mean of packed values, fill left out; halves are rounded up."""
     empty = level == fill
     if not empty.any():
-        rows = level[:, ::2].astype(np.int32)
-        rows += level[:, 1::2]
-        total = rows[..., ::2] + rows[..., 1::2]
-        return (total + 2) >> 2
-    values = np.where(empty, 0, level).astype(np.int32)
-    total = np.sum(_quarters(values), axis=0)
-    count = 4 - np.sum(_quarters(empty), axis=0, dtype=np.int32)
+        return (_sum_of_quarters(level) + 2) >> 2
+    if empty.all():
+        return np.full((level.shape[0], level.shape[1] // 2, level.shape[2] // 2), fill, level.dtype)
+    total = _sum_of_quarters(np.where(empty, level.dtype.type(0), level))
+    count = 4 - _sum_of_quarters(empty.view(np.uint8))
     mean = (2 * total + count) // np.maximum(2 * count, 1)
     return np.where(count == 0, fill, mean)
+
+
+def _sum_of_quarters(level: Array) -> Array:
+    """Sum of every two by two pixels, int32; rows first, since whole rows add fastest."""
+    rows = np.add(level[:, ::2], level[:, 1::2], dtype=np.int32)
+    return np.asarray(rows[..., ::2] + rows[..., 1::2])
 
 
 def _mean_of_floats(level: Array, _: float | None) -> Array:

@@ -6,12 +6,13 @@ the overviews, consolidates the metadata and writes the commit record; `publish`
 A folder without a commit record is not a product.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from .blocks import Block
 from .encoding import Array, Encoding, Packed
 from .grids import CHUNK, Shape, Window, tile, whole
 from .overviews import halve, overview_factors
-from .scene import SceneSpec, coordinates
+from .scene import SceneSpec, Variable, coordinates
 
 COMMIT = "_COMMIT.json"
 LAYOUT_VERSION = 1
 EMPTY = ""
 """Stands for the hash of a chunk that holds nothing but the fill value and has no file."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 Hashes = dict[str, str]
 Submit = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -65,7 +68,7 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
 
 def _coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
     """The Scene of an overview: every variable but per-band masks, on a grid `factor` times coarser."""
-    kept = {name: v for name, v in spec.variables.items() if not _is_band_mask(v.dims, v.encoding)}
+    kept = {name: v for name, v in spec.variables.items() if not _is_band_mask(v)}
     shape = tuple(-(-size // factor) for size in spec.shape)
     from odc.geo.geobox import GeoBox
 
@@ -73,8 +76,8 @@ def _coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
     return replace(spec, variables=kept, grid=grid)
 
 
-def _is_band_mask(dims: tuple[str, ...], encoding: Encoding) -> bool:
-    return dims[0] == "band" and encoding.dtype == "bool"
+def _is_band_mask(variable: Variable) -> bool:
+    return variable.dims[0] == "band" and variable.encoding.dtype == "bool"
 
 
 def _overview_group(group: str, factor: int) -> str:
@@ -180,22 +183,50 @@ def write_block(path: Path, block: Block) -> Written:
         for part in _chunks_of(window):
             packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
             key = _chunk_key(spec.group, name, packed.ndim, part)
-            digest, size = _write_chunk(path, key, packed, _fill(variable.encoding))
-            written.hashes[key] = digest
+            written.hashes[key], size = _write_chunk(path, key, packed, _fill(variable.encoding))
             nbytes += size
             clipped += outside
+        if _is_stored_form(array, variable.encoding):
+            written.hashes.update(_write_overviews(path, spec, name, _data(array), window))
         if clipped:
             written.clipped[name] = clipped
     return replace(written, nbytes=nbytes)
 
 
+def _write_overviews(path: Path, spec: SceneSpec, name: str, level: Array, window: Window) -> Hashes:
+    """Overview chunks that a window holds all of: made while its pixels are at hand, the rest is left to `seal`."""
+    hashes: Hashes = {}
+    variable = spec.variables[name]
+    if _is_band_mask(variable):
+        return hashes
+    for factor in overview_factors(spec.shape):
+        if not _covers_chunks(window.scaled(factor // 2), spec.shape, CHUNK * factor):
+            break
+        level = halve(level, variable)
+        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
+        hashes |= _write_level(path, _overview_group(spec.group, factor), name, level, window, _fill(variable.encoding))
+    return hashes
+
+
+def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
+    hashes: Hashes = {}
+    for part in _chunks_of(window):
+        key = _chunk_key(group, name, level.ndim, part)
+        hashes[key], _ = _write_chunk(path, key, part.crop(level, window), fill)
+    return hashes
+
+
 def _require_whole_chunks(window: Window, shape: Shape) -> None:
-    starts = window.row % CHUNK or window.col % CHUNK
-    ends = any(stop % CHUNK and stop != size for stop, size in zip(window.stop, shape, strict=True))
-    if starts or ends:
+    if not _covers_chunks(window, shape, CHUNK):
         raise StoreError(
             f"{window} does not cover whole chunks of {CHUNK} px of a grid of {shape}; two tasks would write one"
         )
+
+
+def _covers_chunks(window: Window, shape: Shape, edge: int) -> bool:
+    """Whether a window is made of whole squares of `edge` px, but where the grid ends."""
+    starts = window.row % edge == 0 and window.col % edge == 0
+    return starts and all(stop % edge == 0 or stop >= size for stop, size in zip(window.stop, shape, strict=True))
 
 
 def _chunks_of(window: Window) -> list[Window]:
@@ -207,6 +238,10 @@ def _chunks_of(window: Window) -> list[Window]:
 
 def _data(array: Array | Packed) -> Array:
     return array.data if isinstance(array, Packed) else array
+
+
+def _is_stored_form(array: Array | Packed, encoding: Encoding) -> bool:
+    return array.encoding == encoding if isinstance(array, Packed) else encoding.scale is None
 
 
 def _packed(part: Array, origin: Array | Packed, encoding: Encoding) -> tuple[Array, int]:
@@ -289,12 +324,16 @@ def seal(
     known: Hashes = dict(hashes)
     _require_all_chunks(path, groups, known)
     for spec in groups:
-        factors = overview_factors(spec.shape)
-        known |= _verify_and_halve(path, spec, factors[:2], known, run)
-        for factor in factors[2:]:
-            finer = replace(_coarsened(spec, factor // 2), group=_overview_group(spec.group, factor // 2))
-            known |= _verify_and_halve(path, finer, [2], known, run, target=_overview_group(spec.group, factor))
+        finer, group = spec, spec.group
+        for factor in overview_factors(spec.shape):
+            target = _overview_group(spec.group, factor)
+            for made in run(_halve_chunks, _missing_overviews(path, finer, group, target, known)):
+                known |= made
+            finer, group = _coarsened(spec, factor), target
     _sweep(path, known)
+    keys = list(known)
+    for _ in run(_verify_chunks, [(path, {k: known[k] for k in keys[i : i + 16]}) for i in range(0, len(keys), 16)]):
+        pass
     with warnings.catch_warnings():  # consolidated metadata is outside the format 3 specification, and read by all
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata")
         zarr.consolidate_metadata(path)
@@ -323,56 +362,51 @@ def _native_shape(spec: SceneSpec) -> Shape:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """One square of chunks of one variable: verified, and halved once or twice into overview chunks."""
+class _Square:
+    """Two by two chunks of one variable, and the overview group that one chunk made of them belongs to."""
 
     path: Path
     spec: SceneSpec
     name: str
     window: Window
-    targets: tuple[str, ...]
+    target: str
     hashes: Hashes
 
 
-def _verify_and_halve(
-    path: Path, spec: SceneSpec, factors: Sequence[int], known: Hashes, run: Submit, target: str | None = None
-) -> Hashes:
-    made: Hashes = {}
-    edge = CHUNK * (factors[-1] if factors else 4)
+def _missing_overviews(
+    path: Path, spec: SceneSpec, group: str, target: str, known: Mapping[str, str]
+) -> Iterator[_Square]:
     for name, variable in spec.variables.items():
-        masked = _is_band_mask(variable.dims, variable.encoding)
-        targets = () if masked else tuple(target or _overview_group(spec.group, factor) for factor in factors)
-        units = []
-        for window in tile(spec.shape, (edge, edge)):
-            keys = [_chunk_key(spec.group, name, len(variable.dims), part) for part in _chunks_of(window)]
-            units.append(_Unit(path, spec, name, window, targets, {key: known[key] for key in keys}))
-        for hashes in run(_seal_unit, units):
-            made |= hashes
-    return made
-
-
-def _seal_unit(unit: _Unit) -> Hashes:
-    variable = unit.spec.variables[unit.name]
-    fill = _fill(variable.encoding)
-    dtype = np.dtype(variable.encoding.dtype)
-    leading = unit.spec.sizes(unit.name)[:-2]
-    level = np.full((*leading, *unit.window.shape), fill, dtype) if unit.targets else np.empty(0)
-    for (key, digest), part in zip(unit.hashes.items(), _chunks_of(unit.window), strict=True):
-        data = _read_chunk(unit.path, key, digest)
-        if data is None or not unit.targets:
+        if _is_band_mask(variable):
             continue
-        chunk = np.frombuffer(Blosc().decode(data), dtype).reshape(*leading, CHUNK, CHUNK)
-        rows, cols = part.within(unit.window).slices
-        level[..., rows, cols] = chunk[..., : part.height, : part.width]
-    made: Hashes = {}
-    window = unit.window
-    for target in unit.targets:
-        level = halve(level, variable)
-        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
-        for part in _chunks_of(window):
-            key = _chunk_key(target, unit.name, level.ndim, part)
-            made[key], _ = _write_chunk(unit.path, key, part.crop(level, window), fill)
-    return made
+        for window in tile(spec.shape, (2 * CHUNK, 2 * CHUNK)):
+            coarse = Window(window.row // 2, window.col // 2, CHUNK, CHUNK)
+            if _chunk_key(target, name, len(variable.dims), coarse) not in known:
+                keys = [_chunk_key(group, name, len(variable.dims), part) for part in _chunks_of(window)]
+                yield _Square(path, spec, name, window, target, {key: known[key] for key in keys})
+
+
+def _halve_chunks(square: _Square) -> Hashes:
+    variable = square.spec.variables[square.name]
+    fill, dtype = _fill(variable.encoding), np.dtype(variable.encoding.dtype)
+    leading = square.spec.sizes(square.name)[:-2]
+    level = np.full((*leading, *square.window.shape), fill, dtype)
+    for (key, digest), part in zip(square.hashes.items(), _chunks_of(square.window), strict=True):
+        if digest != EMPTY:
+            chunk = np.frombuffer(Blosc().decode((square.path / key).read_bytes()), dtype)
+            rows, cols = part.within(square.window).slices
+            level[..., rows, cols] = chunk.reshape(*leading, CHUNK, CHUNK)[..., : part.height, : part.width]
+    level = halve(level, variable)
+    window = Window(square.window.row // 2, square.window.col // 2, level.shape[-2], level.shape[-1])
+    return _write_level(square.path, square.target, square.name, level, window, fill)
+
+
+def _verify_chunks(task: tuple[Path, Hashes]) -> None:
+    """Read chunks back against their hashes."""
+    path, hashes = task
+    for key, digest in hashes.items():
+        if digest != EMPTY:
+            _read_chunk(path, key, digest)
 
 
 def _sweep(path: Path, known: Mapping[str, str]) -> None:
@@ -389,18 +423,20 @@ def _write_commit(path: Path, known: Mapping[str, str], record: Mapping[str, Any
     metadata = {key: _digest(file.read_bytes()) for key, file in files.items() if key not in known}
     commit = {"layout": LAYOUT_VERSION, **record, "metadata": metadata, "chunks": dict(sorted(known.items()))}
     (path / COMMIT).write_text(json.dumps(commit, indent=1))
-    _flush(path)
+    _sync(path)
 
 
-def _flush(path: Path) -> None:
-    """Push every file and folder of the store to the disk, so that the rename publishes what was written."""
-    for folder, _, files in os.walk(path):
-        for name in (*files, "."):
-            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _sync(path: Path) -> None:
+    """Push all that was written to the file system of `path` to its disk.
+
+    One call for the whole file system: a store has thousands of files, and syncing each costs a journal commit.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if _LIBC.syncfs(descriptor) != 0:
+            raise StoreError(f"{path}: the disk did not take what was written: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
 
 
 def publish(staged: Path, target: Path) -> None:
@@ -415,11 +451,7 @@ def publish(staged: Path, target: Path) -> None:
         raise StoreError(f"{target} exists; a published product is never written over")
     target.parent.mkdir(parents=True, exist_ok=True)
     staged.rename(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(target.parent)
 
 
 def read_commit(path: Path) -> dict[str, Any]:
