@@ -62,7 +62,10 @@ class LazyVariable:
         (top, bottom), (left, right) = spans[-2:]
         window = Window(top, left, bottom - top, right - left)
         part = slice(*spans[0]) if self.ndim == 3 and spans[0] != (0, self.shape[0]) else None
-        array = values(self.source.read(self.name, window, part))
+        if any(start == stop for start, stop in spans):
+            array = np.empty([stop - start for start, stop in spans], self.dtype)
+        else:
+            array = values(self.source.read(self.name, window, part))
         for axis in reversed(range(self.ndim)):
             array = array[(slice(None),) * axis + (cuts[axis],)]
         return np.asarray(array)
