@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
 from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import ConfigError, InputError, ModelError
-from cubeloom.pipeline.binding import bind
+from cubeloom.pipeline.binding import Binding, bind
 from cubeloom.pipeline.grids import STATISTICS_BLOCK, tile
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.readers import open_scene
@@ -105,32 +107,43 @@ def _take(
         binding = bind(spec.bands, bands.wavelength, bands.fwhm)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    found: list[tuple[npt.NDArray[Any], ...]] = []
+    lazy, windows = [], []
     for window in tile(spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)):
         rows, cols = window.slices
-        part = scene.isel(y=rows, x=cols)
-        wanted = labels[rows, cols] > 0
-        if not wanted.any():
-            continue
-        wanted &= _valid(part, spec)
-        spectra = binding.apply(np.asarray(part[variable].values, np.float32)[:, wanted]).T
-        whole = np.isfinite(spectra).all(axis=1)
-        row, col = (index[whole] for index in np.nonzero(wanted))
-        found.append((spectra[whole], labels[rows, cols][wanted][whole], row + window.row, col + window.col))
-    if not found or not sum(part[1].size for part in found):
+        part, wanted = scene.isel(y=rows, x=cols), labels[rows, cols]
+        if wanted.any():
+            lazy.append(delayed(_labelled)(part[variable].data, _valid(part).data, wanted, binding))
+            windows.append(window)
+    # One computation, so that statistics of the whole scene are taken once; what comes back are labelled pixels alone.
+    found: list[dict[str, npt.NDArray[Any]]] = list(compute(*lazy))
+    for window, one in zip(windows, found, strict=True):
+        one["row"] += window.row
+        one["col"] += window.col
+    if not sum(one["labels"].size for one in found):
         raise InputError(
             f"{path}: none of its {int((labels > 0).sum())} labelled pixels is valid and has all good bands"
         )
-    spectra, label, row, col = (np.concatenate(column) for column in zip(*found, strict=True))
-    return {"spectra": spectra, "labels": label, "row": row.astype(np.int32), "col": col.astype(np.int32)}
+    return {key: np.concatenate([one[key] for one in found]) for key in found[0]}
 
 
-def _valid(part: xr.Dataset, spec: SceneSpec) -> npt.NDArray[np.bool_]:
-    if "valid" in spec.variables:
-        return np.asarray(part["valid"].values, bool)
-    if "quality" in spec.variables:
-        return np.asarray((part["quality"].values & QUALITY_FLAGS["background"]) == 0)
-    return np.ones((part.sizes["y"], part.sizes["x"]), bool)
+def _labelled(
+    cube: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], labels: npt.NDArray[np.uint8], binding: Binding
+) -> dict[str, npt.NDArray[Any]]:
+    """The labelled, valid pixels of one window that have all bands."""
+    wanted = valid & (labels > 0)
+    spectra = binding.apply(cube[:, wanted]).T
+    whole = np.isfinite(spectra).all(axis=1)
+    row, col = (index[whole].astype(np.int32) for index in np.nonzero(wanted))
+    return {"spectra": spectra[whole], "labels": labels[wanted][whole], "row": row, "col": col}
+
+
+def _valid(part: xr.Dataset) -> xr.DataArray:
+    """Pixels that take part, as `cubeloom.pipeline.blocks.Block.valid` has them."""
+    if "valid" in part:
+        return part["valid"]
+    if "quality" in part:
+        return (part["quality"] & QUALITY_FLAGS["background"]) == 0
+    return xr.ones_like(part[str(part.attrs["subject"])].isel(band=0), dtype=bool)
 
 
 def read_labels(labelled: LabelledScene, grid: GeoBox, names: Mapping[int, str]) -> npt.NDArray[np.uint8]:
