@@ -16,7 +16,7 @@ from .enmap_decoding import Decoding, decoding_of
 from .enmap_files import ProductFiles
 from .enmap_metadata import parse_metadata
 from .enmap_scene import scene_spec
-from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, inspect, read_window
+from .rasters import RasterFile, RasterInfo, block_shape, digest, envi_header, file_state, inspect, read_window
 
 __all__ = ["EnmapSource", "find_products", "open_source", "recognises"]
 
@@ -124,7 +124,8 @@ class EnmapSource:
             numbers = self._read(self.cube, window, self.file_bands[bands])
             return Packed(numbers, REFLECTANCE) if self.decoding.packed else self.decoding.decode(numbers, bands)
         if name == "defect":
-            return np.equal(self._read(self.masks["PIXELMASK"], window, self.file_bands[bands]), 1)
+            mask = self._read(self.masks["PIXELMASK"], window, self.file_bands[bands])
+            return np.equal(mask, 1, out=mask.view(bool))
         if name == "quality":
             return self._quality(window)
         raise KeyError(name)
@@ -153,7 +154,9 @@ class EnmapSource:
 
     def files(self) -> list[Path]:
         """The files that the scene is read from: the archive alone where there is one."""
-        return sorted({path for _, path in self._parts()})
+        paths = [path for _, path in self._parts()]
+        headers = [header for path in paths if (header := envi_header(path))]
+        return sorted({*paths, *headers})
 
     def _parts(self) -> list[tuple[str, Path]]:
         """Files by the part they play in the scene."""
@@ -162,8 +165,6 @@ class EnmapSource:
         parts = [(name, file.path) for name, file in self.masks.items()]
         if self.product.metadata is not None:
             parts.append(("METADATA", self.product.metadata.path))
-        beside = self.cube.path.parent.glob(f"{self.cube.path.stem}.*")
-        parts += [("header", path) for path in beside if path.suffix.lower() == ".hdr"]
         return [*parts, ("SPECTRAL_IMAGE", self.cube.path)]
 
     def fingerprint(self) -> str:

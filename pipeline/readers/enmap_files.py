@@ -22,6 +22,8 @@ _FILE = re.compile(
 )
 """`<product>-<ROLE>.<suffix>`; some copies have no product name, lower case, or `_COG` before the suffix."""
 _PRODUCT = re.compile(r"ENMAP\d{2}-____L(1B|1C|2A)-DT\d{9,10}_", re.IGNORECASE)
+_LISTED = 20
+"""Products that a message lists at most."""
 _TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
@@ -267,7 +269,8 @@ def _not_one(path: Path, found: list[str]) -> InputError:
             f"{path}: no EnMAP product there; expected METADATA.XML and SPECTRAL_IMAGE (or _VNIR and _SWIR), in a "
             "folder, a ZIP, or a ZIP inside an order's tar.gz"
         )
-    return InputError(f"{path}: holds {len(found)} EnMAP products; open one of them:\n  - " + "\n  - ".join(found))
+    listed = found[:_LISTED] + ["..."] * (len(found) > _LISTED)
+    return InputError(f"{path}: holds {len(found)} EnMAP products; open one of them:\n  - " + "\n  - ".join(listed))
 
 
 def _listed(paths: list[Path]) -> str:

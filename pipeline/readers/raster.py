@@ -15,7 +15,7 @@ from cubeloom.pipeline.scene import MEASUREMENTS, Bands, SceneSpec, cube_variabl
 from cubeloom.untrusted import safe_name
 
 from .bands import FloatArray, StrArray, preferred, usable
-from .rasters import RasterFile, RasterInfo, block_shape, digest, handle, inspect, read_window
+from .rasters import RasterFile, RasterInfo, block_shape, digest, envi_header, handle, inspect, read_window
 from .wavelength_tags import BandTags, read_tags
 
 __all__ = ["RasterSource", "open_source", "recognises"]
@@ -34,7 +34,7 @@ def recognises(path: Path) -> bool:
     if not path.is_file():
         return False
     suffix = path.suffix.lower()
-    return suffix in _SUFFIXES or suffix == ".hdr" or _header(path) is not None
+    return suffix in _SUFFIXES or suffix == ".hdr" or envi_header(path) is not None
 
 
 def open_source(path: Path, *, scale: str | None = None, measurement: str | None = None) -> "RasterSource":
@@ -63,16 +63,10 @@ def open_source(path: Path, *, scale: str | None = None, measurement: str | None
     return RasterSource(spec, file, info, tuple(int(at) + 1 for at in order), gain[order], tags.offset[order])
 
 
-def _header(image: Path) -> Path | None:
-    """The ENVI header of an image: `x.hdr` or `x.img.hdr`, in either case of letters."""
-    names = (f"{image.stem}.hdr", f"{image.name}.hdr", f"{image.stem}.HDR", f"{image.name}.HDR")
-    return next((image.with_name(name) for name in names if image.with_name(name).is_file()), None)
-
-
 def _image(header: Path) -> Path:
     """The binary that an ENVI header describes."""
     found = sorted(
-        near for near in header.parent.iterdir() if near.is_file() and near != header and _header(near) == header
+        near for near in header.parent.iterdir() if near.is_file() and near != header and envi_header(near) == header
     )
     rasters = [near for near in found if near.suffix.lower() not in _NO_PIXELS]
     if len(rasters) != 1:
@@ -224,10 +218,9 @@ class RasterSource:
 
     def files(self) -> list[Path]:
         """The image and, for ENVI, its header."""
-        header = None if self.file.path.suffix.lower() in _SUFFIXES else _header(self.file.path)
+        header = envi_header(self.file.path)
         return [self.file.path, *([header] if header else [])]
 
     def fingerprint(self) -> str:
         """sha256 over the content of the image and its header, and the scale they are read with."""
-        parts = zip(("image", "header"), self.files(), strict=False)
-        return digest(parts, salt=f"{self.spec.measurement} {self.gain.tolist()}")
+        return digest([("image", self.file.path)], salt=f"{self.spec.measurement} {self.gain.tolist()}")

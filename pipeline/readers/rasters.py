@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 from cubeloom.errors import InputError
 from cubeloom.pipeline.encoding import Array
 from cubeloom.pipeline.grids import CHUNK, Shape, Window
-from cubeloom.untrusted import open_raster
+from cubeloom.untrusted import DRIVERS, open_raster
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -207,10 +207,23 @@ def file_state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def envi_header(image: Path) -> Path | None:
+    """The ENVI header of an image: `x.hdr` or `x.img.hdr`, in either case of letters; None where there is none."""
+    if image.suffix.lower() in DRIVERS:
+        return None
+    names = (f"{image.stem}.hdr", f"{image.name}.hdr", f"{image.stem}.HDR", f"{image.name}.HDR")
+    return next((image.with_name(name) for name in names if image.with_name(name).is_file()), None)
+
+
 def digest(parts: Iterable[tuple[str, Path]], salt: str = "") -> str:
-    """sha256 over the content of files, each under the part it plays; names and places do not matter."""
+    """sha256 over the content of files and their ENVI headers, each under the part it plays.
+
+    Names and places do not matter, so that a copy has the digest of its original.
+    """
     total = hashlib.sha256(salt.encode())
-    for role, path in sorted(parts):
+    listed = list(parts)
+    headers = [(f"{role} header", header) for role, path in listed if (header := envi_header(path))]
+    for role, path in sorted(listed + headers):
         total.update(f"\n{role}:{_file_digest(path, *file_state(path))}".encode())
     return total.hexdigest()
 

@@ -408,13 +408,21 @@ def test_find_products_at_any_depth_and_past_other_files(tmp_path: Path, l2a: Pr
     shutil.copytree(l2a.folder, tmp_path / "a" / "deep" / "product")
     zipped(l2a, tmp_path / f"{l2a.stem}.ZIP")
     (tmp_path / "ENMAP01-____L2A-DT0000001867_cut.ZIP").write_bytes(b"PK")
+    (tmp_path / "damaged.tar.gz").write_bytes(b"no archive")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
         other.writestr("readme.txt", "x")
     (tmp_path / "x.zarr").mkdir()
     found = find_products(tmp_path)
-    assert [path.name for path in found] == [f"{l2a.stem}.ZIP", "ENMAP01-____L2A-DT0000001867_cut.ZIP", "product"]
+    assert [path.name for path in found] == [
+        f"{l2a.stem}.ZIP",
+        "ENMAP01-____L2A-DT0000001867_cut.ZIP",
+        "product",
+        "damaged.tar.gz",
+    ]
     with pytest.raises(InputError, match="not a readable ZIP"):
         open_source(found[1])
+    with pytest.raises(InputError, match="not a readable tar"):
+        open_source(found[3])
     assert not recognises(tmp_path / "other.zip")
     assert not recognises(tmp_path / "x.zarr")
     assert find_products(tmp_path / "x.zarr") == []
@@ -470,6 +478,11 @@ def test_a_file_that_changed_is_opened_again(tmp_path: Path) -> None:
 
 def test_fingerprint_is_of_content_alone(tmp_path: Path, l2a: Product) -> None:
     shutil.copytree(l2a.folder, tmp_path / "copy")
+    envi = write_product(tmp_path / "envi", suffix=".BSQ")
+    before = open_source(envi.folder).fingerprint()
+    with next(envi.folder.glob("*.hdr")).open("a") as header:
+        header.write("; a comment\n")
+    assert open_source(envi.folder).fingerprint() != before
     original, copy = open_source(l2a.folder), open_source(tmp_path / "copy")
     assert original.fingerprint() == copy.fingerprint() == open_source(tmp_path / "copy").fingerprint()
     for path in sorted((tmp_path / "copy").iterdir()):
