@@ -17,7 +17,7 @@ _DYNAMIC_RANGE = 1e4
 """Largest ratio of a band's standard deviation to that of its noise; less noise than that cannot be told from none."""
 
 _RIDGE = 1e-12
-_REFINEMENTS = 2
+_REFINEMENTS = 10
 _LEAST_SHARE = 0.1
 _EDGE_MARGIN = 0.05
 """How far the noise variances' own errors spread their eigenvalues beyond the edge that exact ones would have."""
@@ -177,13 +177,13 @@ def signal_rank(variance: FloatArray, count: int, rule: str) -> int:
 def _directions(covariance: FloatArray, sigma: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Variances of whitened spectra, falling, and their directions `(B, B)`."""
     variance, basis = np.linalg.eigh(covariance / np.outer(sigma, sigma))
-    return variance[::-1], basis[:, ::-1]
+    return np.maximum(variance[::-1], 0), basis[:, ::-1]
 
 
 def _residual_ratio(covariance: FloatArray, sigma: FloatArray, count: int) -> FloatArray:
     """By how much the noise outside the signal subspace differs from `sigma`, `(B,)`.
 
-    Regression also calls noise what no other band holds, and what it carries over from their noise. The residual of a
+    Regression also calls noise what no other band holds, and what it carries over from theirs. The residual of a
     band outside the subspace, divided by the share of its noise that lies there, has neither.
     """
     variance, basis = _directions(covariance, sigma)
