@@ -6,8 +6,9 @@ the single-scene commands with a journal in memory.
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import dask
 import dask.array as da
+import numpy as np
 import xarray as xr
 
 from cubeloom.errors import ConfigError, StoreError
@@ -25,13 +27,17 @@ from .blocks import Block, halos_before, measure_block, plan_chain, run_chain
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Shape, Window, tile
 from .readers.base import Source
+from .readers.store import StoreSource
 from .scene import SceneSpec, spec_of
 from .stages.base import NO_STATS, Stage, Stats, add_stats
 
 BASE_BYTES = 350 * 2**20
 """What the process holds beside blocks: the interpreter, the libraries, and GDAL's cache."""
 
-DEFAULT_MEMORY = 3 * 2**30
+DEFAULT_MEMORY = 4 * 2**30
+
+LARGEST_BLOCK = 512
+"""Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -98,8 +104,13 @@ class Plan:
         source: where the pixels come from.
         stages: the steps that do something, in order.
         specs: the Scene before the first step and after each one.
-        groups: what the store will hold, one spec a group, of the published variables alone.
-        block_shape: height and width of a block task, px of the source's grid, whole chunks.
+        measured: the root group with what the source delivers, where it is published as it is: such variables are
+            written first, in blocks that suit the file, and the steps read them back from the store, whose chunks
+            cost a fraction of the file's tiles and strips to decode again for every pass. None where a step changes
+            them (bands were selected), so that the steps must read the file.
+        derived: what the steps add, one spec a group, of the published variables alone.
+        ingest_shape: height and width of a block that is written as it was read, px, whole chunks.
+        block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
         workers: block tasks at a time.
         projected_bytes: memory the run will need at its peak.
         content: digest of the content of the input files.
@@ -109,7 +120,9 @@ class Plan:
     source: Source
     stages: tuple[Stage, ...]
     specs: tuple[SceneSpec, ...]
-    groups: tuple[SceneSpec, ...]
+    measured: SceneSpec | None
+    derived: tuple[SceneSpec, ...]
+    ingest_shape: Shape
     block_shape: Shape
     workers: int
     projected_bytes: int
@@ -117,13 +130,40 @@ class Plan:
     identity: str
 
     @property
-    def blocks(self) -> list[Window]:
-        """Windows of all block tasks, row by row."""
-        return list(tile(self.source.spec.shape, self.block_shape))
+    def groups(self) -> list[SceneSpec]:
+        """What the store will hold, one spec a group, the native grid first."""
+        by_group: dict[str, SceneSpec] = {}
+        for spec in (*((self.measured,) if self.measured else ()), *self.derived):
+            known = by_group.get(spec.group)
+            by_group[spec.group] = replace(spec, variables={**known.variables, **spec.variables}) if known else spec
+        return list(by_group.values())
 
-    def missing(self, known: Mapping[str, str]) -> list[Window]:
+    def missing(self, known: Mapping[str, str]) -> "Work":
         """The blocks some of whose chunks are not among the known ones."""
-        return [window for window in self.blocks if not set(store.block_keys(self.groups, window)) <= known.keys()]
+        ingest = _missing([self.measured] if self.measured else [], self._tiles(self.ingest_shape), known)
+        return Work(ingest, _missing(self.derived, self._tiles(self.block_shape), known))
+
+    @property
+    def blocks(self) -> int:
+        """How many block tasks the whole product takes."""
+        work = self.missing({})
+        return len(work.ingest) + len(work.steps)
+
+    def _tiles(self, shape: Shape) -> list[Window]:
+        return list(tile(self.source.spec.shape, shape))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Blocks to do: those that are written as they are read, and those that go through the steps."""
+
+    ingest: list[Window]
+    steps: list[Window]
+
+
+def _missing(groups: Sequence[SceneSpec], windows: Sequence[Window], known: Mapping[str, str]) -> list[Window]:
+    groups = [spec for spec in groups if spec.variables]
+    return [window for window in windows if not set(store.block_keys(groups, window)) <= known.keys()]
 
 
 def make_plan(
@@ -141,7 +181,8 @@ def make_plan(
     Args:
         source: an open source.
         stages: the steps; those that say `skipped` are left out.
-        publish: names of the variables to keep; by default all but cubes that a later step has replaced.
+        publish: names of the variables to keep beside those of the source; by default all but cubes that a later
+            step has replaced.
         workers: block tasks at a time.
         memory: bytes the run may use.
         content: digest of the input files' content, where it is known; by default they are hashed.
@@ -154,10 +195,21 @@ def make_plan(
     active = tuple(stage for stage in stages if not stage.skipped)
     specs = tuple(plan_chain(source.spec, active))
     groups = _published(specs, publish)
-    block_shape, projected = _fit(source, active, specs, workers, memory)
+    measured, derived = _divide(source.spec, groups)
+    ingest = _ingest_shape(source, workers, memory)
+    shape, projected = _fit(source, active, specs, ingest, workers, memory)
     content = content or source.fingerprint()
     identity = _identity(content, active, groups, workflow or {})
-    return Plan(source, active, specs, groups, block_shape, workers, projected, content, identity)
+    return Plan(source, active, specs, measured, derived, ingest, shape, workers, projected, content, identity)
+
+
+def _divide(spec: SceneSpec, groups: Sequence[SceneSpec]) -> tuple[SceneSpec | None, tuple[SceneSpec, ...]]:
+    """What is published as the source delivers it, and what the steps make."""
+    root = groups[0]
+    if root.group or any(root.variables.get(name) is not variable for name, variable in spec.variables.items()):
+        return None, tuple(groups)
+    added = {name: variable for name, variable in root.variables.items() if name not in spec.variables}
+    return replace(root, variables=spec.variables), (replace(root, variables=added), *groups[1:])
 
 
 def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tuple[SceneSpec, ...]:
@@ -176,48 +228,61 @@ def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tup
 
 
 def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
-    if name == spec.measurement:
+    variable = spec.variables[name]
+    if name == spec.measurement or name in ("quality", "defect"):
         return True
     if publish is not None:
         return name in publish
-    return not spec.variables[name].is_cube or name == spec.subject
+    return not variable.is_cube or name == spec.subject
+
+
+def _ingest_shape(source: Source, workers: int, memory: int) -> Shape:
+    """The block that suits the file, halved until one variable of it for every worker fits the budget."""
+    spec = source.spec
+    shape = _whole_chunks(source.block_shape)
+    while shape != (CHUNK, CHUNK):
+        largest = max(_variable_bytes(spec, name, _pixels(spec, shape, spec.shape, 0)) for name in spec.variables)
+        if BASE_BYTES + workers * largest * 3 // 2 <= memory:
+            break
+        shape = _halved(shape)
+    return shape
 
 
 def _fit(
-    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], workers: int, memory: int
+    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], ingest: Shape, workers: int, memory: int
 ) -> tuple[Shape, int]:
-    """The block that suits the file, halved until the projected memory fits the budget."""
-    rows, cols = (_whole_chunks(size) for size in source.block_shape)
+    """The largest block whose way through the steps fits the budget, and the memory that the run takes."""
+    spec = source.spec
+    largest = max(_variable_bytes(spec, name, _pixels(spec, ingest, spec.shape, 0)) for name in spec.variables)
+    floor = BASE_BYTES + workers * largest * 3 // 2
+    if not stages:
+        return ingest, floor
+    if any(stage.passes for stage in stages):
+        statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
+        floor = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, spec.shape))
+    shape = (LARGEST_BLOCK, LARGEST_BLOCK)
     while True:
-        block = BASE_BYTES + workers * _block_bytes(stages, specs, (rows, cols), source.spec.shape)
-        if block <= memory or (rows, cols) == (CHUNK, CHUNK):
-            break
-        rows, cols = (rows, _whole_chunks(cols // 2)) if cols > rows else (_whole_chunks(rows // 2), cols)
-    statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
-    passes = any(stage.passes for stage in stages)
-    projected = max(
-        block, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, source.spec.shape) if passes else 0
-    )
-    if projected > memory:
-        raise ConfigError(
-            f"{source.spec.scene_id}: {_arithmetic(source, stages, specs, workers, (rows, cols))}; "
-            f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
-        )
-    return (rows, cols), projected
+        projected = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, shape, spec.shape))
+        if projected <= memory:
+            return shape, projected
+        if shape == (CHUNK, CHUNK):
+            raise ConfigError(
+                f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base + "
+                f"{workers} workers x {(projected - BASE_BYTES) / workers / 2**20:.0f} MiB for a block with its halo; "
+                f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
+            )
+        shape = _halved(shape)
 
 
-def _arithmetic(source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], workers: int, shape: Shape) -> str:
-    largest = max(shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)) if any(s.passes for s in stages) else shape
-    task = _block_bytes(stages, specs, largest, source.spec.shape)
-    total = BASE_BYTES + workers * task
-    return (
-        f"projected memory {total / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base "
-        f"+ {workers} workers x {task / 2**20:.0f} MiB a block of {largest[0]} x {largest[1]} px with its halo"
-    )
+def _halved(shape: Shape) -> Shape:
+    """A block of half the size, cut across its longer side."""
+    rows, cols = shape
+    return _whole_chunks((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols))
 
 
-def _whole_chunks(size: int) -> int:
-    return max(-(-size // CHUNK), 1) * CHUNK
+def _whole_chunks(shape: Shape) -> Shape:
+    rows, cols = (max(-(-size // CHUNK), 1) * CHUNK for size in shape)
+    return rows, cols
 
 
 def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Shape, scene: Shape) -> int:
@@ -244,14 +309,16 @@ def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
 
 def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
     pixels = _pixels(spec, block, scene, halo)
-    total = 0
-    for name, variable in spec.variables.items():
-        leading = 1
-        for size in spec.sizes(name)[:-2]:
-            leading *= size
-        packed = 2 if variable.encoding.scale is not None else 0
-        total += leading * pixels * (variable.encoding.decoded_dtype.itemsize + packed)
-    return total
+    return sum(_variable_bytes(spec, name, pixels) + _packed_bytes(spec, name, pixels) for name in spec.variables)
+
+
+def _variable_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
+    return math.prod(spec.sizes(name)[:-2]) * pixels * spec.variables[name].encoding.decoded_dtype.itemsize
+
+
+def _packed_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
+    encoding = spec.variables[name].encoding
+    return math.prod(spec.sizes(name)[:-2]) * pixels * np.dtype(encoding.dtype).itemsize if encoding.scale else 0
 
 
 def _identity(content: str, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
@@ -273,19 +340,28 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     """
     if not staged.exists() or not journal.chunks():
         store.create(staged, plan.groups)
-    missing = plan.missing(journal.chunks())
-    if missing:
-        stats = settle_statistics(plan, journal, executor, progress)
-        work = partial(_block_task, plan, stats, staged)
-        done = len(plan.blocks) - len(missing)
-        progress("blocks", done, len(plan.blocks))
-        for window, written in zip(missing, executor.map(work, missing), strict=True):
+    work = plan.missing(journal.chunks())
+    total = plan.blocks
+    done = total - len(work.ingest) - len(work.steps)
+
+    def run(task: Callable[[Window], store.Written], windows: Sequence[Window]) -> None:
+        nonlocal done
+        progress("blocks", done, total)
+        for window, written in zip(windows, executor.map(task, windows), strict=True):
             journal.add_block(window, written)
             done += 1
-            progress("blocks", done, len(plan.blocks))
+            progress("blocks", done, total)
+
+    source = plan.source
+    if plan.measured:
+        run(partial(_ingest_task, source, plan.measured, staged), work.ingest)
+        source = StoreSource(staged, "", source.spec)
+    if work.steps:
+        stats = settle_statistics(plan, source, journal, executor, progress)
+        run(partial(_block_task, plan, source, stats, staged), work.steps)
     record = {
         "identity": plan.identity,
-        "scene_id": plan.source.spec.scene_id,
+        "scene_id": source.spec.scene_id,
         "source": plan.content,
         "stages": [stage.fingerprint() for stage in plan.stages],
         "clipped": dict(sorted(journal.clipped().items())),
@@ -296,7 +372,9 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     return record
 
 
-def settle_statistics(plan: Plan, journal: Journal, executor: Executor, progress: Progress) -> list[Stats]:
+def settle_statistics(
+    plan: Plan, source: Source, journal: Journal, executor: Executor, progress: Progress
+) -> list[Stats]:
     """What the statistics of every step settled to; a step without passes has none."""
     stats: list[Stats] = [NO_STATS for _ in plan.stages]
     windows = list(tile(plan.source.spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)))
@@ -304,7 +382,7 @@ def settle_statistics(plan: Plan, journal: Journal, executor: Executor, progress
         for number in range(stage.passes):
             known = {part: journal.statistics(step, number, part) for part in range(len(windows))}
             todo = [part for part, sums in known.items() if sums is None]
-            measure = partial(_measure_task, plan, tuple(stats), windows, step, number)
+            measure = partial(_measure_task, plan, source, tuple(stats), windows, step, number)
             for part, sums in zip(todo, executor.map(measure, todo), strict=True):
                 journal.add_statistics(step, number, part, sums)
                 known[part] = sums
@@ -317,31 +395,27 @@ def settle_statistics(plan: Plan, journal: Journal, executor: Executor, progress
 
 
 def _measure_task(
-    plan: Plan, stats: Sequence[Stats], windows: Sequence[Window], step: int, number: int, part: int
+    plan: Plan, source: Source, stats: Sequence[Stats], windows: Sequence[Window], step: int, number: int, part: int
 ) -> Stats:
-    return measure_block(plan.source, plan.stages, plan.specs, stats, windows[part], step, number)
+    return measure_block(source, plan.stages, plan.specs, stats, windows[part], step, number)
 
 
-def _block_task(plan: Plan, stats: Sequence[Stats], staged: Path, core: Window) -> store.Written:
-    """One block from the source to the store; doing it again leaves the same files."""
-    blocks: Iterable[Block]
-    if plan.stages:
-        made = {block.spec.group: block for block in run_chain(plan.source, plan.stages, plan.specs, stats, core)}
-        blocks = [replace(made[spec.group], spec=spec) for spec in plan.groups]
-    else:
-        blocks = _one_by_one(plan.source, plan.groups[0], core)
+def _ingest_task(source: Source, spec: SceneSpec, staged: Path, core: Window) -> store.Written:
+    """One block as it was read, one variable after the other: memory holds one at a time."""
     written = store.Written({}, 0, {})
-    for part in map(partial(store.write_block, staged), blocks):  # a loop variable would keep the last block alive
-        written = store.Written(
-            written.hashes | part.hashes, written.nbytes + part.nbytes, {**written.clipped, **part.clipped}
-        )
+    for name, variable in spec.variables.items():
+        one = replace(spec, variables={name: variable})
+        written += store.write_block(staged, Block(one, core, core, {name: source.read(name, core)}))
     return written
 
 
-def _one_by_one(source: Source, spec: SceneSpec, core: Window) -> Iterator[Block]:
-    """The variables of a block one after the other: where no stage needs them together, memory holds one at a time."""
-    for name, variable in spec.variables.items():
-        yield Block(replace(spec, variables={name: variable}), core, core, {name: source.read(name, core)})
+def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> store.Written:
+    """One block through the steps, and what they make into the store; doing it again leaves the same files."""
+    written = store.Written({}, 0, {})
+    blocks = {block.spec.group: block for block in run_chain(source, plan.stages, plan.specs, stats, core)}
+    for spec in plan.derived:
+        written += store.write_block(staged, replace(blocks[spec.group], spec=spec))
+    return written
 
 
 def quiet(what: str, done: int, total: int) -> None:

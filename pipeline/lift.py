@@ -86,8 +86,8 @@ def _lazy_blocks(
     before: SceneSpec,
     after: SceneSpec,
     arrays: dict[str, Any],
-    stats: Any,
-    names: Sequence[str],  # noqa: ANN401
+    stats: Any,  # noqa: ANN401 - a Delayed
+    names: Sequence[str],
 ) -> dict[str, Any]:
     factor = after.scale // before.scale
     halo = stage.halo(before)

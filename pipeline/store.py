@@ -50,6 +50,12 @@ class Written:
     nbytes: int
     clipped: dict[str, int]
 
+    def __add__(self, other: "Written") -> "Written":
+        clipped = {
+            name: self.clipped.get(name, 0) + other.clipped.get(name, 0) for name in {**self.clipped, **other.clipped}
+        }
+        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, clipped)
+
 
 def create(path: Path, groups: Sequence[SceneSpec]) -> None:
     """Lay out an empty store: groups, coordinates, and the metadata of every array; an old one at `path` goes.
@@ -366,11 +372,11 @@ class _Square:
     """Two by two chunks of one variable, and the overview group that one chunk made of them belongs to."""
 
     path: Path
+    group: str
     spec: SceneSpec
     name: str
     window: Window
     target: str
-    hashes: Hashes
 
 
 def _missing_overviews(
@@ -382,23 +388,52 @@ def _missing_overviews(
         for window in tile(spec.shape, (2 * CHUNK, 2 * CHUNK)):
             coarse = Window(window.row // 2, window.col // 2, CHUNK, CHUNK)
             if _chunk_key(target, name, len(variable.dims), coarse) not in known:
-                keys = [_chunk_key(group, name, len(variable.dims), part) for part in _chunks_of(window)]
-                yield _Square(path, spec, name, window, target, {key: known[key] for key in keys})
+                yield _Square(path, group, spec, name, window, target)
 
 
 def _halve_chunks(square: _Square) -> Hashes:
     variable = square.spec.variables[square.name]
-    fill, dtype = _fill(variable.encoding), np.dtype(variable.encoding.dtype)
-    leading = square.spec.sizes(square.name)[:-2]
-    level = np.full((*leading, *square.window.shape), fill, dtype)
-    for (key, digest), part in zip(square.hashes.items(), _chunks_of(square.window), strict=True):
-        if digest != EMPTY:
-            chunk = np.frombuffer(Blosc().decode((square.path / key).read_bytes()), dtype)
-            rows, cols = part.within(square.window).slices
-            level[..., rows, cols] = chunk.reshape(*leading, CHUNK, CHUNK)[..., : part.height, : part.width]
+    level = read_window(square.path, square.group, square.spec, square.name, square.window)
     level = halve(level, variable)
     window = Window(square.window.row // 2, square.window.col // 2, level.shape[-2], level.shape[-1])
-    return _write_level(square.path, square.target, square.name, level, window, fill)
+    return _write_level(square.path, square.target, square.name, level, window, _fill(variable.encoding))
+
+
+def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
+    """Packed numbers of a variable over a window, straight from the chunks; a chunk without a file is fill.
+
+    Args:
+        path: the store, published or staged.
+        group: its group.
+        spec: the Scene in that group.
+        name: the variable.
+        window: px of that group's grid.
+
+    Raises:
+        StoreError: a chunk cannot be decoded.
+    """
+    encoding = spec.variables[name].encoding
+    leading = spec.sizes(name)[:-2]
+    out = np.full((*leading, *window.shape), _fill(encoding), encoding.dtype)
+    last = ((window.stop[0] - 1) // CHUNK, (window.stop[1] - 1) // CHUNK)
+    for row in range(window.row // CHUNK, last[0] + 1):
+        for col in range(window.col // CHUNK, last[1] + 1):
+            chunk = Window(row * CHUNK, col * CHUNK, CHUNK, CHUNK)
+            key = _chunk_key(group, name, out.ndim, chunk)
+            try:
+                numbers = np.frombuffer(Blosc().decode((path / key).read_bytes()), encoding.dtype)
+            except FileNotFoundError:
+                continue
+            except RuntimeError as error:
+                raise StoreError(f"{path}: chunk {key} cannot be decoded: {error}; validate the store") from None
+            shared = _overlap(chunk, window)
+            out[(..., *shared.within(window).slices)] = shared.crop(numbers.reshape(*leading, CHUNK, CHUNK), chunk)
+    return out
+
+
+def _overlap(a: Window, b: Window) -> Window:
+    row, col = max(a.row, b.row), max(a.col, b.col)
+    return Window(row, col, min(a.stop[0], b.stop[0]) - row, min(a.stop[1], b.stop[1]) - col)
 
 
 def _verify_chunks(task: tuple[Path, Hashes]) -> None:

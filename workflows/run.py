@@ -25,7 +25,7 @@ from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, ma
 from cubeloom.pipeline.executor import Executor
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.quicklook import write_quicklooks
-from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.pipeline.readers import Source, open_source
 
 from .describe import product_record
 from .layout import Layout
@@ -159,7 +159,7 @@ class _SceneTask:
                 self._set_aside(result, "invalid", error)
                 return
             plan = plan_scene(self.workflow, source, self.options, content_of(self.item))
-        result.identity, result.blocks = plan.identity, len(plan.blocks)
+        result.identity, result.blocks = plan.identity, plan.blocks
         result.product = self.layout.product(self.item.id, self.workflow.name, plan.identity)
         if self._stands(result.product):
             result.state = "unchanged"
@@ -181,7 +181,8 @@ class _SceneTask:
         journal = self.ledger.journal(plan.identity)
         if not staged.exists():
             self.ledger.forget(plan.identity)
-        result.resumed_blocks = len(plan.blocks) - len(plan.missing(journal.chunks()))
+        left = plan.missing(journal.chunks())
+        result.resumed_blocks = plan.blocks - len(left.ingest) - len(left.steps)
         clock = _PhaseClock(result, self.progress.scene(self.item))
         record = execute(plan, staged, journal, self.executor, clock)
         clock.stop()
@@ -239,9 +240,7 @@ def open_overview(product: Path, longest_side: int = 1024) -> xr.Dataset:
     """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
     shape = open_source(product).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
-    return (
-        to_scene(open_source(product, group=f"overviews/{fitting[-1]}")) if fitting else to_scene(open_source(product))
-    )
+    return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
 
 
 def content_of(item: CatalogItem) -> str:
@@ -339,7 +338,7 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
         detail = "; ".join([f"{steps} on {plan.block_shape[0]} x {plan.block_shape[1]} px blocks", *skipped])
         action = "nothing to do" if standing else "make"
         mib = plan.projected_bytes / 2**20
-        planned.append(PlannedScene(item.id, action, detail, plan.identity, mib, len(plan.blocks)))
+        planned.append(PlannedScene(item.id, action, detail, plan.identity, mib, plan.blocks))
     return planned
 
 

@@ -123,7 +123,7 @@ def _workflow_text(name: str) -> tuple[str, str]:
     if name not in library():
         near = difflib.get_close_matches(name, library(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown workflow {name!r}{hint} Known: {', '.join(library())}; or give a .yaml file")
+        raise ConfigError(f"unknown workflow {name!r}{hint}. Known: {', '.join(library())}; or give a .yaml file")
     entry = files("cubeloom.workflows") / "library" / f"{name}.yaml"
     return entry.read_text(encoding="utf-8"), f"workflow {name}"
 

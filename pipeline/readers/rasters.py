@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HANDLES = 24
 """Open files a thread: the cube and masks of two scenes."""
-BLOCK_CACHE = 32 * 2**20
+BLOCK_CACHE = 8 * 2**20
 """Bytes of GDAL's block cache, which the process shares. Every block is read once, so a larger one only costs memory:
 112 bands of 1000 x 1000 int16 on two threads took 0.76 s and 190 MiB with 16 MiB of it, 1.1 s and 395 MiB with 256 MiB.
 The environment's `GDAL_CACHEMAX` goes before."""

@@ -1,10 +1,7 @@
 """Published product stores, read back as Scenes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -42,7 +39,9 @@ def _read_spec(path: Path, group: str) -> SceneSpec:
     try:
         frame = xr.open_zarr(path, group=group or None, consolidated=True, decode_coords="all", chunks=None)
     except (FileNotFoundError, KeyError, zarr.errors.GroupNotFoundError):
-        groups = sorted(name for name, node in zarr.open_group(path, mode="r").members(max_depth=None) if _is_group(node))
+        groups = sorted(
+            name for name, node in zarr.open_group(path, mode="r").members(max_depth=None) if _is_group(node)
+        )
         raise InputError(f"{path}: no group {group!r}; it has {', '.join(groups) or 'the root group alone'}") from None
     frame = frame.assign_coords(detector=("band", _names(frame["detector"])))
     added = {"Conventions", "zarr_conventions", "coordinates"}
@@ -74,9 +73,11 @@ class StoreSource:
 
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """One window of a variable, still packed where the store packs it."""
-        rows, cols = window.slices
-        leading = (bands or slice(None),) * (len(self.spec.variables[name].dims) - 2)
-        data = np.asarray(_array(self.path, self.group, name)[(*leading, rows, cols)])
+        from cubeloom.pipeline.store import read_window
+
+        data = read_window(self.path, self.group, self.spec, name, window)
+        if bands is not None:
+            data = data[bands]
         encoding = self.spec.variables[name].encoding
         return Packed(data, encoding) if encoding.scale is not None else data
 
@@ -87,15 +88,3 @@ class StoreSource:
         from cubeloom.pipeline.store import COMMIT
 
         return hashlib.sha256((self.path / COMMIT).read_bytes() + self.group.encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _array(path: Path, group: str, name: str) -> Any:  # noqa: ANN401 - zarr.Array
-    return zarr.open_array(path / group / name, mode="r")
-
-
-def commit_of(path: Path) -> Mapping[str, Any]:
-    """The commit record of a store."""
-    from cubeloom.pipeline.store import read_commit
-
-    return read_commit(path)
