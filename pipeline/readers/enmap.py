@@ -125,7 +125,7 @@ class EnmapSource:
             return Packed(numbers, REFLECTANCE) if self.decoding.packed else self.decoding.decode(numbers, bands)
         if name == "defect":
             mask = self._read(self.masks["PIXELMASK"], window, self.file_bands[bands])
-            return np.equal(mask, 1, out=mask.view(bool))
+            return np.asarray(np.equal(mask, 1, out=mask.view(bool)))
         if name == "quality":
             return self._quality(window)
         raise KeyError(name)
