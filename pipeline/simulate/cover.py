@@ -88,7 +88,7 @@ def _recipes(ripe: float, spring: float) -> dict[int, Recipe]:
         MEADOW: Recipe({"soil": 0.5, "straw": 0.5}, (0.75, 0.8, 0.03, 0.06, 0.8, 0.7), (2.6, 0.45), 4, 0.05, 0.4),
         CEREAL: Recipe(
             _SOIL,
-            (1.0 - 0.88 * ripe, 1.0 - 0.35 * ripe, 0.05 * ripe, 0.02 + 0.28 * ripe, 1.0 - 0.8 * ripe, 0.6 + 0.8 * ripe),
+            (1.0 - 0.88 * ripe, 1.0 - 0.68 * ripe, 0.05 * ripe, 0.02 + 0.28 * ripe, 1.0 - 0.8 * ripe, 0.6 + 0.8 * ripe),
             (3.2, 0.4),
         ),
         MAIZE: Recipe(_SOIL, (1.0, 0.9, 0.0, 0.01, 1.1, 0.5), (0.4 + 3.2 * ripe, 0.5), shade=0.12),
@@ -109,7 +109,7 @@ def _recipes(ripe: float, spring: float) -> dict[int, Recipe]:
         ),
         SAND: Recipe({"beach": 0.55, "sand": 0.35, "gravel": 0.1}, lai=(0.03, 1.5), purity=2),
         ROCK: Recipe({"granite": 0.4, "limestone": 0.35, "basalt": 0.15, "gravel": 0.1}, lai=(0.12, 1.2), purity=0.9),
-        SNOW: Recipe({"snow": 0.97, "granite": 0.03}, lai=(0, 0), purity=40, wetness=0, films=0.03),
+        SNOW: Recipe({"snow": 0.9, "granite": 0.1}, lai=(0, 0), purity=10, wetness=0.12, films=0.1),
     }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _variants(rng: np.random.Generator, recipe: Recipe, soils: Soils) -> Float32
     rows[:, :N_GROUNDS] = rng.dirichlet(recipe.purity * weights / weights.sum() * 4, VARIANTS)
     chlorophyll, carotenoid, anthocyanin, brown, water, dry = recipe.leaf
     leaf = (chlorophyll, chlorophyll, carotenoid, anthocyanin, brown, water, *(dry,) * 5)
-    rows[:, LEAF] = np.array(leaf) * rng.lognormal(0, 0.42, (VARIANTS, len(leaf)))
+    rows[:, LEAF] = np.array(leaf) * rng.lognormal(0, 0.48, (VARIANTS, len(leaf)))
     mean, spread = recipe.lai
     rows[:, LAI] = mean * rng.lognormal(0, spread, VARIANTS) * (rng.random(VARIANTS) < recipe.green)
     rows[:, SHADE] = np.clip(recipe.shade * rng.lognormal(0, 0.25, VARIANTS), 0, 0.75)

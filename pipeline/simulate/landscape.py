@@ -63,7 +63,7 @@ class Strip:
 
     def blocks(self, size: float, salt: int) -> Cells:
         """Cells of `size` m whose borders wind a little."""
-        return cells(self.y + 70 * self.wood, self.x + 70 * self.kind, size, self.seed + salt)
+        return cells(self.y + 40 * self.wood, self.x + 40 * self.kind, size, self.seed + salt)
 
 
 @dataclass(frozen=True, eq=False)

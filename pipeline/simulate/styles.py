@@ -71,7 +71,12 @@ def _settle(strip: Strip, code: CodeArray, reach: float = 0.42) -> None:
 
 
 def _waterways(strip: Strip, code: CodeArray, width: float, lake: float) -> None:
-    _put(code, strip.river < width * (1 + 0.35 * strip.grain), cover.WATER, mix(strip.seed, 9) + np.zeros_like(code))
+    _put(
+        code,
+        strip.river < width * (1 + 0.35 * strip.grain),
+        cover.WATER,
+        np.full(code.shape, 60 + mix(strip.seed, 9) % 110, np.uint32),
+    )
     depth = (lake - strip.height) * 260
     _put(code, strip.height < lake, cover.WATER, np.clip(150 - depth, 20, 200).astype(np.uint32))
 

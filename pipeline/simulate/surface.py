@@ -116,5 +116,5 @@ def _flood(reflectance: Float32Array, traits: Float32Array, spectra: Materials) 
 def draw_directions(rng: np.random.Generator) -> Float32Array:
     """Random directions of the textures: what lies on the ground varies most, leaf area least."""
     spread = np.empty(TEXTURED)
-    spread[:N_GROUNDS], spread[LEAF], spread[LAI], spread[FILMS] = 0.12, 0.06, 0.035, 0.11
+    spread[:N_GROUNDS], spread[LEAF], spread[LAI], spread[FILMS] = 0.12, 0.07, 0.035, 0.12
     return (rng.standard_normal((TEXTURES, TEXTURED)) * spread).astype(np.float32)
