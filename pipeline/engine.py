@@ -107,7 +107,7 @@ class Plan:
         measured: the root group with what the source delivers, where it is published as it is: such variables are
             written first, in blocks that suit the file, and the steps read them back from the store, whose chunks
             cost a fraction of the file's tiles and strips to decode again for every pass. None where a step changes
-            them (bands were selected), so that the steps must read the file.
+            them (bands were selected) or the store would round them, so that the steps must read the file.
         derived: what the steps add, one spec a group, of the published variables alone.
         ingest_shape: height and width of a block that is written as it was read, px, whole chunks.
         block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
@@ -195,7 +195,7 @@ def make_plan(
     active = tuple(stage for stage in stages if not stage.skipped)
     specs = tuple(plan_chain(source.spec, active))
     groups = _published(specs, publish)
-    measured, derived = _divide(source.spec, groups)
+    measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
     ingest = _ingest_shape(source, workers, memory)
     shape, projected = _fit(source, active, specs, ingest, workers, memory)
     content = content or source.fingerprint()

@@ -26,6 +26,11 @@ class Source(Protocol):
         """Height and width, px, of the windows that suit the file's layout."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is read survives the store's encoding to the last bit, so that steps may read it back from it."""
+        ...
+
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """Pixels of one variable: `(band, y, x)` or `(y, x)`, of `bands` alone where given.
 
@@ -108,6 +113,11 @@ class SceneSource:
         """The Dask chunks of the subject, or the whole grid."""
         chunks = self.scene[self._spec.subject].chunksizes
         return (chunks["y"][0], chunks["x"][0]) if "y" in chunks else whole(self._spec.shape).shape
+
+    @property
+    def exact(self) -> bool:
+        """False: stages make any float, and the store packs them."""
+        return False
 
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array:
         """Compute one window of a variable on the calling thread."""

@@ -113,6 +113,11 @@ class EnmapSource:
         """Windows that suit the image's tiles or strips."""
         return block_shape(self.info) if self.info else self.spec.shape
 
+    @property
+    def exact(self) -> bool:
+        """Whether the cube's numbers are stored as they lie in the file, or as float32."""
+        return self.decoding.packed or self.spec.variables[self.spec.measurement].encoding.scale is None
+
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """Pixels of one variable, see `Source.read`; L2A reflectance comes packed, as it lies in the file.
 

@@ -197,6 +197,11 @@ class RasterSource:
         same = stored == REFLECTANCE and self.info.dtype == stored.dtype and self.info.nodata == stored.fill
         return same and bool((self.gain == stored.scale).all() and (self.offset == 0).all())
 
+    @property
+    def exact(self) -> bool:
+        """Whether the cube's numbers are stored as they lie in the file, or as float32."""
+        return self.packed or self.spec.variables[self.spec.measurement].encoding.scale is None
+
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """Pixels of the cube, see `Source.read`.
 

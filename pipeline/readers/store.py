@@ -60,7 +60,7 @@ def _names(detector: xr.DataArray) -> Array:
 
 @dataclass(frozen=True)
 class StoreSource:
-    """A Source over one group of a store; chunks are read and decoded by zarr."""
+    """A Source over one group of a store; chunks are read whole and decoded one by one."""
 
     path: Path
     group: str
@@ -70,6 +70,11 @@ class StoreSource:
     def block_shape(self) -> Shape:
         """Four by four chunks, or the whole grid where it is smaller."""
         return min(512, self.spec.shape[0]), min(512, self.spec.shape[1])
+
+    @property
+    def exact(self) -> bool:
+        """True: the numbers come from such a store."""
+        return True
 
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """One window of a variable, still packed where the store packs it."""
