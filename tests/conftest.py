@@ -43,7 +43,7 @@ def make_scene() -> SceneMaker:
             bands=Bands(
                 number=np.arange(1, bands + 1),
                 wavelength=np.linspace(420, 2450, bands),
-                fwhm=np.full(bands, 10.0),
+                fwhm=np.full(bands, 2030 / (bands - 1)),
                 detector=np.where(np.arange(bands) < bands // 2, "vnir", "swir"),
                 good=np.arange(bands) != bands - 2,
                 preferred=np.ones(bands, bool),
