@@ -41,32 +41,30 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run WORKFLOW over a catalog; finished products are left alone, an interrupted run goes on."""
-    from cubeloom.catalogs import parse_bbox, read_catalog, select_items
+    from cubeloom.catalogs.items import parse_bbox, read_catalog, select_items
 
     from .console import parse_bytes, print_json, say, watched
-    from .run import RunOptions, write_summary
+    from .run import RunOptions
     from .run import run as run_workflow
     from .schema import load_workflow
+    from .summary import report_run
 
     chain = load_workflow(workflow, settings or ())
     options = RunOptions(workers, parse_bytes(memory))
-    chosen = select_items(read_catalog(catalog), items or (), parse_bbox(bbox) if bbox else None, limit)
+    chosen = select_items(read_catalog(catalog), ids=items or (), bbox=parse_bbox(bbox) if bbox else None, limit=limit)
     if dry_run:
         _show_plan(chain, chosen, out, options, as_json)
         return
     with watched() as progress:
         result = run_workflow(chain, chosen, out, options, progress)
-    summary = write_summary(result)
-    from .summary import report_run
-
     report = report_run(result)
     states = [scene.state for scene in result.scenes]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no scenes"
     say(f"{counts} in {result.seconds:.1f} s\nproducts: {out / 'catalog.json'}\nreport:   {report}")
     if as_json:
-        import json
+        from cubeloom.untrusted import load_json
 
-        print_json(json.loads(summary.read_text()))
+        print_json(load_json(report.with_name("summary.json")))
     raise typer.Exit(result.exit_code)
 
 
@@ -96,12 +94,13 @@ def scan(
     from .scan import scan as scan_directory
 
     result = scan_directory(directory, out)
-    for path, cause in result.rejected:
-        say(f"left out {path}: {cause}")
-    say(f"{len(result.items)} products -> {result.catalog}")
+    for cause in result.skipped.values():
+        say(f"left out: {cause}")
+    say(f"{result.scenes} scenes -> {result.catalog}")
     if as_json:
-        print_json({"catalog": result.catalog, "items": result.items, "rejected": dict(result.rejected)})
-    raise typer.Exit(3 if result.rejected else 0)
+        skipped = {str(path): cause for path, cause in result.skipped.items()}
+        print_json({"catalog": result.catalog, "scenes": result.scenes, "skipped": skipped})
+    raise typer.Exit(3 if result.skipped else 0)
 
 
 def _single(
@@ -192,9 +191,10 @@ def train(
 
     report = train_recipe(recipe, out)
     if as_json:
-        print_json(report.to_json())
+        card = {"model": report.path, "sha256": report.sha256, "metrics": report.metrics, "split": report.split}
+        print_json({**card, "parameters": report.parameters})
     else:
-        say(report.describe())
+        say(str(report))
 
 
 @app.command()

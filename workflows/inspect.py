@@ -134,7 +134,8 @@ def validate_path(path: Path) -> Iterator[str]:
     if is_store(path):
         yield from _validate_store(path)
         return
-    from cubeloom.catalogs import read_catalog, validate_catalog
+    from cubeloom.catalogs.items import read_catalog
+    from cubeloom.catalogs.validate import validate_catalog
 
     document = path / "catalog.json" if path.is_dir() else path
     yield f"{document}: {validate_catalog(document)} STAC objects are valid"

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import platform
 import resource
 import shutil
@@ -25,7 +24,7 @@ from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, ma
 from cubeloom.pipeline.executor import Executor
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.quicklook import write_quicklooks
-from cubeloom.pipeline.readers import Source, open_source
+from cubeloom.pipeline.readers import Source, open_scene, open_source
 
 from .describe import product_record
 from .layout import Layout
@@ -340,35 +339,3 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
         mib = plan.projected_bytes / 2**20
         planned.append(PlannedScene(item.id, action, detail, plan.identity, mib, plan.blocks))
     return planned
-
-
-def write_summary(result: RunResult) -> Path:
-    """The run in JSON beside its report, for scripts."""
-    folder = Layout(result.out).run(result.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    scenes = [
-        {
-            "item": scene.item.id,
-            "state": scene.state,
-            "cause": scene.cause,
-            "identity": scene.identity,
-            "product": str(scene.product) if scene.product else None,
-            "seconds": {phase: round(spent, 3) for phase, spent in scene.seconds.items()},
-            "blocks": scene.blocks,
-            "resumed_blocks": scene.resumed_blocks,
-            "bytes": scene.nbytes,
-            "peak_mib": round(scene.peak_mib, 1),
-            "warnings": scene.warnings,
-        }
-        for scene in result.scenes
-    ]
-    summary = {
-        "run": result.run_id,
-        "workflow": result.workflow.name,
-        "machine": result.machine,
-        "seconds": round(result.seconds, 3),
-        "scenes": scenes,
-    }
-    path = folder / "summary.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    return path

@@ -1,0 +1,140 @@
+"""A finished run, kept as JSON for scripts, and turned into its report from that and the products that stand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cubeloom.errors import CubeloomError, InputError
+from cubeloom.pipeline.readers import open_scene
+from cubeloom.pipeline.scene import spec_of
+from cubeloom.untrusted import load_json
+
+from .layout import Layout
+from .report import RunSummary, SceneSummary, render_report
+from .run import RunResult, SceneResult, open_overview
+from .samples import class_shares, sample_spectra
+
+SAMPLED_SCENES = 40
+"""Above this many scenes the report shows no spectra, so none are read."""
+
+
+def report_run(result: RunResult) -> Path:
+    """Write a run's summary and its report; returns the report's path."""
+    folder = Layout(result.out).run(result.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(_summary(result), indent=1) + "\n")
+    return report_again(result.out, result.run_id)
+
+
+def report_again(out: Path, run_id: str | None = None) -> Path:
+    """Make the report of a run from its summary and the products that stand.
+
+    Args:
+        out: the output directory.
+        run_id: which run; the last one by default.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    runs = sorted(path.parent.name for path in (out / "runs").glob("*/summary.json"))
+    if not runs or (run_id and run_id not in runs):
+        raise InputError(f"{out}: no run {run_id or ''} with a summary; it has {', '.join(runs) or 'none'}")
+    folder = Layout(out).run(run_id or runs[-1])
+    summary = load_json(folder / "summary.json")
+    sampled = len(summary["scenes"]) <= SAMPLED_SCENES
+    run = RunSummary(
+        run_id=summary["run"],
+        workflow=summary["workflow"],
+        workflow_yaml=summary["workflow_yaml"],
+        scenes=tuple(_scene_summary(out, summary["workflow"], scene, sampled) for scene in summary["scenes"]),
+        seconds=summary["seconds"],
+        machine=summary["machine"],
+        versions=summary["versions"],
+    )
+    return render_report(run, folder / "report.html")
+
+
+def _summary(result: RunResult) -> dict[str, Any]:
+    import yaml
+
+    workflow = result.workflow.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "run": result.run_id,
+        "workflow": result.workflow.name,
+        "workflow_yaml": yaml.safe_dump(workflow, sort_keys=False),
+        "machine": result.machine,
+        "versions": _versions(),
+        "seconds": round(result.seconds, 3),
+        "scenes": [_scene_record(scene, result.out) for scene in result.scenes],
+    }
+
+
+def _scene_record(scene: SceneResult, out: Path) -> dict[str, Any]:
+    return {
+        "item": scene.item.id,
+        "state": scene.state,
+        "cause": scene.cause,
+        "identity": scene.identity,
+        "product": str(scene.product.relative_to(out)) if scene.product else None,
+        "seconds": {phase: round(spent, 3) for phase, spent in scene.seconds.items()},
+        "blocks": scene.blocks,
+        "resumed_blocks": scene.resumed_blocks,
+        "bytes": scene.nbytes,
+        "clipped": scene.clipped,
+        "peak_mib": round(scene.peak_mib, 1),
+        "warnings": scene.warnings,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("cubeloom", "numpy", "xarray", "zarr", "rasterio", "scikit-learn")}
+
+
+def _scene_summary(out: Path, workflow: str, record: dict[str, Any], sampled: bool) -> SceneSummary:
+    """What a report says of one scene; a product that was taken away since then only costs its pictures."""
+    known = SceneSummary(
+        item_id=record["item"],
+        state=record["state"],
+        cause=record["cause"],
+        seconds=record["seconds"],
+        peak_mib=record["peak_mib"],
+        blocks=record["blocks"],
+        resumed=record["resumed_blocks"],
+        nbytes=record["bytes"],
+        warnings=(*record["warnings"], *_clipped(record["clipped"])),
+    )
+    product = out / record["product"] if record["product"] else None
+    if product is None or record["state"] not in {"published", "unchanged"}:
+        return known
+    try:
+        return _with_product(known, Layout(out).item(record["item"], workflow), product, sampled)
+    except CubeloomError as error:
+        return _replaced(known, warnings=(*known.warnings, f"the product cannot be shown: {error}"))
+
+
+def _with_product(known: SceneSummary, item: Path, product: Path, sampled: bool) -> SceneSummary:
+    scene, overview = open_scene(product), open_overview(product)
+    spec = spec_of(scene)
+    return _replaced(
+        known,
+        title=f"{spec.sensor} {spec.processing_level}, {spec.time:%-d %B %Y %H:%M} UTC",
+        pictures={picture.stem: picture for picture in sorted(product.with_suffix(".quicklooks").glob("*.png"))},
+        spectra=sample_spectra(scene, overview=overview) if sampled else None,
+        classes=class_shares(overview) if "classes" in overview else (),
+        item=item,
+        steps=spec.history,
+        licence=str(spec.attrs.get("license", "")),
+        attribution=str(spec.attrs.get("attribution", "")),
+    )
+
+
+def _replaced(scene: SceneSummary, **changes: Any) -> SceneSummary:  # noqa: ANN401 - fields of SceneSummary
+    from dataclasses import replace
+
+    return replace(scene, **changes)
+
+
+def _clipped(counts: dict[str, int]) -> list[str]:
+    return [f"{count} values of {name} lay out of range and were clipped" for name, count in counts.items()]
