@@ -124,11 +124,18 @@ class _Job:
         encoding = self.spec.variables[self.name].encoding
         return encoding.scale is not None or np.issubdtype(np.dtype(encoding.dtype), np.floating)
 
+    @property
+    def nodata(self) -> float | None:
+        """The number that stands for "no value"; 0 in a class map that has no class of that value."""
+        if self.legend:
+            return None if any(entry.value == 0 for entry in self.legend) else 0
+        return self.spec.variables[self.name].encoding.fill
+
     def profile(self) -> dict[str, Any]:
         """What rasterio creates the file with."""
         height, width = self.spec.shape
         profile = {"width": width, "height": height, "count": self.count, "dtype": self.dtype}
-        profile["nodata"] = self.spec.variables[self.name].encoding.fill
+        profile["nodata"] = self.nodata
         grid = self.spec.grid
         if grid.crs is not None:
             profile |= {"crs": grid.crs.to_wkt(), "transform": grid.affine}
@@ -178,9 +185,9 @@ class _Job:
             return {}
         bands = self.spec.bands
         tags = {
-            "wavelength": f"{bands.wavelength[position]:.10g}",
+            "wavelength": repr(float(bands.wavelength[position])),
             "wavelength_units": "Nanometers",
-            "fwhm": f"{bands.fwhm[position]:.10g}",
+            "fwhm": repr(float(bands.fwhm[position])),
             "bbl": str(int(bands.good[position])),
             "band_number": str(bands.number[position]),
             "detector": str(bands.detector[position]),
