@@ -53,7 +53,7 @@ class Block:
         if "valid" in self.arrays:
             return self["valid"]
         if "quality" in self.arrays:
-            return (self["quality"] & QUALITY_FLAGS["background"]) == 0
+            return np.asarray((self["quality"] & QUALITY_FLAGS["background"]) == 0)
         return np.asarray(np.isfinite(self.subject).any(axis=0))
 
     def inner(self, array: Array) -> Array:

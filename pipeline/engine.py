@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
 
 from cubeloom.errors import ConfigError, StoreError
 
@@ -466,14 +467,14 @@ def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     with _staging(out) as staged:
         store.create(staged, [spec])
         arrays = {name: da.asarray(scene[name].data) for name in spec.variables}
-        write = dask.delayed(_write_window, pure=False)
+        write = delayed(_write_window, pure=False)
         edge = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         tasks = [
             write(staged, spec, window, {name: array[(..., *window.slices)] for name, array in arrays.items()})
             for window in tile(spec.shape, edge)
         ]
         journal = MemoryJournal()
-        for window, written in zip(tile(spec.shape, edge), dask.compute(*tasks), strict=True):
+        for window, written in zip(tile(spec.shape, edge), compute(*tasks), strict=True):
             journal.add_block(window, written)
         record = {"identity": None, "scene_id": spec.scene_id, "clipped": dict(journal.clipped())}
         store.seal(staged, [spec], journal.chunks(), record, map)

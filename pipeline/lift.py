@@ -6,10 +6,10 @@ The graph holds one task a block and names the stage by its parameters alone; pi
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
 from .blocks import Block
 from .encoding import Array
@@ -75,9 +75,9 @@ def _lazy_stats(stage: Stage, spec: SceneSpec, arrays: dict[str, Any]) -> Any:  
         for core in _windows(spec):
             window = core.expand(halo, spec.shape)
             parts.append(
-                dask.delayed(_measure, pure=False)(stage, spec, window, core, _inputs(arrays, window), stats, number)
+                delayed(_measure, pure=False)(stage, spec, window, core, _inputs(arrays, window), stats, number)
             )
-        stats = dask.delayed(_settle, pure=False)(stage, spec, parts, stats, number)
+        stats = delayed(_settle, pure=False)(stage, spec, parts, stats, number)
     return stats
 
 
@@ -94,7 +94,7 @@ def _lazy_blocks(
     rows: dict[int, list[dict[str, Any]]] = {}
     for core in _windows(before):
         window = core.expand(halo, before.shape)
-        made = dask.delayed(_apply, pure=False)(
+        made = delayed(_apply, pure=False)(
             stage, before, window, core, _inputs(arrays, window), stats, factor, tuple(names)
         )
         pieces = {}

@@ -44,21 +44,22 @@ def halve(level: Array, variable: Variable) -> Array:
     return out if level.ndim == 3 else out[0]
 
 
-def _quarters(level: Array) -> tuple[Array, Array, Array, Array]:
-    return level[..., ::2, ::2], level[..., ::2, 1::2], level[..., 1::2, ::2], level[..., 1::2, 1::2]
+def _quarters(level: Array) -> list[Array]:
+    """The four pixels of every two by two, in reading order."""
+    return [level[..., ::2, ::2], level[..., ::2, 1::2], level[..., 1::2, ::2], level[..., 1::2, 1::2]]
 
 
 def _mean_of_integers(level: Array, fill: float | None) -> Array:
     """Rounded mean of packed values, fill left out; halves are rounded up."""
     empty = level == fill
     if not empty.any():
-        return (_sum_of_quarters(level) + 2) >> 2
+        return np.asarray((_sum_of_quarters(level) + 2) >> 2)
     if empty.all():
         return np.full((level.shape[0], level.shape[1] // 2, level.shape[2] // 2), fill, level.dtype)
     total = _sum_of_quarters(np.where(empty, level.dtype.type(0), level))
     count = 4 - _sum_of_quarters(empty.view(np.uint8))
     mean = (2 * total + count) // np.maximum(2 * count, 1)
-    return np.where(count == 0, fill, mean)
+    return np.asarray(np.where(count == 0, fill, mean))
 
 
 def _sum_of_quarters(level: Array) -> Array:
@@ -79,4 +80,4 @@ def _commonest(level: Array) -> Array:
     """The commonest of each four codes; the first in reading order where several are equally common."""
     quarters = np.stack(_quarters(level))
     votes = np.stack([(quarters == quarter).sum(axis=0) for quarter in quarters])
-    return np.take_along_axis(quarters, votes.argmax(axis=0)[None], axis=0)[0]
+    return np.asarray(np.take_along_axis(quarters, votes.argmax(axis=0)[None], axis=0)[0])

@@ -74,13 +74,14 @@ def can_show(scene: xr.Dataset, wavelengths: Sequence[float]) -> bool:
 
 def channels(scene: xr.Dataset, wavelengths: Sequence[float], cube: str) -> npt.NDArray[np.float32]:
     """The bands of a cube nearest to `wavelengths` (nm), `(channel, y, x)`, without reading the others."""
-    import dask.array as da
-
     bands = spec_of(scene).bands
     positions = [bands.nearest(wanted) for wanted in wavelengths]
-    parts = [scene[cube].isel(band=slice(position, position + 1)).data for position in positions]
-    joined = da.concatenate(parts)  # type: ignore[no-untyped-call]
-    return np.asarray(joined).astype(np.float32, copy=False)
+    parts = {
+        str(channel): (("band", "y", "x"), scene[cube].isel(band=slice(position, position + 1)).data)
+        for channel, position in enumerate(positions)
+    }
+    read = xr.Dataset(parts).compute()  # together: each block is opened once for all channels
+    return np.concatenate([read[name].values for name in parts]).astype(np.float32, copy=False)
 
 
 def stretch_limits(pixels: npt.NDArray[np.float32], clear: npt.NDArray[np.bool_] | None = None) -> Limits:

@@ -277,7 +277,7 @@ def _grid_coordinates(grid: GeoBox) -> dict[str, Any]:
         }
     from odc.geo.xr import xr_coords
 
-    axes: dict[str, Any] = dict(xr_coords(grid, "spatial_ref"))
+    axes: dict[Any, Any] = dict(xr_coords(grid, "spatial_ref"))
     ref = axes.pop("spatial_ref")
     named = zip(("y", "x"), axes.values(), strict=True)  # a geographic grid calls its axes latitude and longitude
     return {"spatial_ref": ref.variable, **{dim: (dim, axis.values, dict(axis.attrs)) for dim, axis in named}}
@@ -298,15 +298,20 @@ def _transform(scene: xr.Dataset, declared: Affine | None) -> Affine:
 
     A Scene cut out with xarray keeps the old GeoTransform, so the coordinates have the last word.
     """
-    y, x = np.asarray(scene["y"].values, float), np.asarray(scene["x"].values, float)
-    if declared is None and min(y.size, x.size) < 2:
-        raise InputError("one row or column and no GeoTransform: the pixel size is unknown; set spatial_ref")
-    dy = (y[-1] - y[0]) / (y.size - 1) if y.size > 1 else declared.e
-    dx = (x[-1] - x[0]) / (x.size - 1) if x.size > 1 else declared.a
-    found = Affine(dx, 0, x[0] - dx / 2, 0, dy, y[0] - dy / 2)
-    tolerance = 1e-6 * abs(dx)
-    agrees = declared is not None and max(abs(a - b) for a, b in zip(found, declared, strict=True)) < tolerance
-    return declared if agrees else found
+    steps, starts = [], []
+    for dim, step in (("y", declared.e if declared else None), ("x", declared.a if declared else None)):
+        centres = np.asarray(scene[dim].values, float)
+        if centres.size > 1:
+            step = (centres[-1] - centres[0]) / (centres.size - 1)
+        if step is None:
+            raise InputError(f"one value of {dim!r} and no GeoTransform: the pixel size is unknown; set spatial_ref")
+        steps.append(step)
+        starts.append(centres[0] - step / 2)
+    found = Affine(steps[1], 0, starts[1], 0, steps[0], starts[0])
+    tolerance = 1e-6 * abs(steps[1])
+    if declared and max(abs(a - b) for a, b in zip(found, declared, strict=True)) < tolerance:
+        return declared
+    return found
 
 
 def _encoding_of(variable: xr.DataArray) -> Encoding:

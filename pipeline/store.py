@@ -75,7 +75,7 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
 def _coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
     """The Scene of an overview: every variable but per-band masks, on a grid `factor` times coarser."""
     kept = {name: v for name, v in spec.variables.items() if not _is_band_mask(v)}
-    shape = tuple(-(-size // factor) for size in spec.shape)
+    shape = (-(-spec.shape[0] // factor), -(-spec.shape[1] // factor))
     from odc.geo.geobox import GeoBox
 
     grid = GeoBox(shape, spec.grid.affine * spec.grid.affine.scale(factor), spec.grid.crs)

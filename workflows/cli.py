@@ -94,13 +94,12 @@ def scan(
     from .scan import scan as scan_directory
 
     result = scan_directory(directory, out)
-    for cause in result.skipped.values():
+    for _, cause in result.rejected:
         say(f"left out: {cause}")
-    say(f"{result.scenes} scenes -> {result.catalog}")
+    say(f"{len(result.items)} scenes -> {result.catalog}")
     if as_json:
-        skipped = {str(path): cause for path, cause in result.skipped.items()}
-        print_json({"catalog": result.catalog, "scenes": result.scenes, "skipped": skipped})
-    raise typer.Exit(3 if result.skipped else 0)
+        print_json({"catalog": result.catalog, "items": result.items, "rejected": dict(result.rejected)})
+    raise typer.Exit(3 if result.rejected else 0)
 
 
 def _single(

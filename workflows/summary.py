@@ -120,7 +120,9 @@ def _with_product(known: SceneSummary, item: Path, product: Path, sampled: bool)
     return _replaced(
         known,
         title=f"{spec.sensor} {spec.processing_level}, {spec.time:%-d %B %Y %H:%M} UTC",
-        pictures={picture.stem: picture for picture in sorted(product.with_suffix(".quicklooks").glob("*.png"))},
+        pictures={
+            picture.stem: picture for picture in sorted(product.with_suffix(".quicklooks").glob("*.png"), key=_order)
+        },
         spectra=sample_spectra(scene, overview=overview) if sampled else None,
         classes=class_shares(overview) if "classes" in overview else (),
         item=item,
@@ -134,6 +136,11 @@ def _replaced(scene: SceneSummary, **changes: Any) -> SceneSummary:  # noqa: ANN
     from dataclasses import replace
 
     return replace(scene, **changes)
+
+
+def _order(picture: Path) -> tuple[bool, str]:
+    """True colour first, then by name: what was measured stands before what was made of it."""
+    return not picture.stem.startswith("truecolour"), picture.stem
 
 
 def _clipped(counts: dict[str, int]) -> list[str]:

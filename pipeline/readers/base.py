@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether what is read survives the store's encoding to the last bit, so that steps may read it back from it."""
+        """Whether what is read survives the store's encoding to the last bit: steps may then read it back."""
         ...
 
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
