@@ -120,7 +120,9 @@ def _telling_pixels(scene: xr.Dataset, n: int) -> list[tuple[str, int, int]]:
     pixels = channels(scene, wanted, cube).astype(np.float64)
     valid = np.isfinite(pixels).all(axis=0)
     if "valid" in scene:
-        valid &= np.asarray(scene["valid"].values)
+        valid &= np.asarray(scene["valid"].values, bool)
+    if not valid.any():
+        return []
     surfaces = _surfaces(pixels) if len(wanted) > 1 else iter(())
     found: list[tuple[str, int, int]] = []
     for label, score, where in (*surfaces, *_by_brightness(pixels)):
@@ -154,8 +156,6 @@ def _by_brightness(pixels: FloatArray) -> Iterator[tuple[str, FloatArray, BoolAr
     """Dark, bright and middling pixels: nearness of the mean over the channels to a quantile of it."""
     brightness = pixels.mean(axis=0)
     everywhere = np.isfinite(brightness)
-    if not everywhere.any():
-        return
     for label, quantile in (("bright", 0.98), ("dark", 0.02), ("medium", 0.5), ("fairly bright", 0.8)):
         level = np.quantile(brightness[everywhere], quantile)
         yield label, -np.abs(brightness - level), everywhere.copy()
