@@ -80,7 +80,7 @@ def channels(scene: xr.Dataset, wavelengths: Sequence[float], cube: str) -> npt.
         str(channel): (("band", "y", "x"), scene[cube].isel(band=slice(position, position + 1)).data)
         for channel, position in enumerate(positions)
     }
-    read = xr.Dataset(parts).compute()  # together: each block is opened once for all channels
+    read = xr.Dataset(parts).compute()
     return np.concatenate([read[name].values for name in parts]).astype(np.float32, copy=False)
 
 
