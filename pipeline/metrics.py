@@ -63,10 +63,11 @@ def ssim(
     window: dict[str, Any] = {"win_size": size, "data_range": value_range, "full": True}
     if gaussian:
         window |= {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    similarity: Any = structural_similarity
     bands = []
     for x, y in zip(reference, estimate, strict=True):
         pair = (np.where(kept, band, 0).astype(np.float64) for band in (x, y))
-        bands.append(structural_similarity(*pair, **window)[1][inner].mean())
+        bands.append(similarity(*pair, **window)[1][inner].mean())
     return float(np.mean(bands))
 
 

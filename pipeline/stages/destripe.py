@@ -1,9 +1,9 @@
-"""Column noise of pushbroom sensors: every detector element's own offset, estimated from the whole scene."""
+"""Column noise of pushbroom sensors: every detector element's own error, estimated from the whole scene."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ _LEAST_SEGMENTS = 2
 _CLIP = 1.5
 """Pixels whose deviation, over all bands, is larger than this many times the block's usual one count less."""
 
+_DARK = 0.5
+"""Pixels darker than this share of the block's usual level tell little of a gain."""
+
 _SHARPENING = 4
 """Times that the stripes which the neighbours' mean holds are given back."""
 
@@ -32,26 +35,29 @@ _ITERATIONS = 30
 
 @register("destripe")
 class Destripe(Stage):
-    """Subtract what sets a detector column apart from its neighbours all along the scene, band by band.
+    """Take out what sets a detector column apart from its neighbours all along the scene, band by band.
 
     A pixel's deviation is its value less the mean of pixel pairs on both sides across track. Its mean along a column
-    of the detector is the column's offset and what the landscape leaves. How large that rest is, and how it goes
-    together from band to band, is read off the scatter of pieces of the columns; offsets have no such bond, and that
-    tells the two apart (`split_offsets`). An offset is taken off only as far as it exceeds its standard error, so a
-    scene without stripes stays as it is. Offsets that vary slowly across track are left.
+    of the detector is the column's error and what the landscape leaves. How large that rest is, and how it goes
+    together from band to band, is read off the scatter of pieces of the columns; errors have no such bond, and that
+    tells the two apart (`split_errors`). An error is taken out only as far as it exceeds its standard error, so a
+    scene without stripes stays as it is. Errors that vary slowly across track are left.
 
     Columns run along the image's columns in sensor geometry, and along the attribute `along_track_azimuth` (degrees
     clockwise from grid north) on a map grid. `destriped` is NaN at pixels that do not take part and in bands that are
     not good.
 
     Attributes:
+        model: `gain`, an error in proportion to the signal, which is what calibration leaves most of; or `offset`,
+            the same at every signal.
         reach: px across track on either side that a pixel is compared with.
-        significance: standard errors below which an offset is left alone.
+        significance: standard errors below which a column's error is left alone.
     """
 
     passes = 1
-    work_cubes = 1.5
+    work_cubes = 2.5
 
+    model: Literal["gain", "offset"] = "gain"
     reach: int = Field(default=7, ge=2, le=32)
     significance: float = Field(default=1.5, ge=0, allow_inf_nan=False)
 
@@ -64,7 +70,8 @@ class Destripe(Stage):
         columns = Columns.of(spec)
         units = str(spec.variables[spec.subject].attrs.get("units", "1"))
         destriped = cube_variable("destriped", long_name=f"destriped {spec.subject}", units=units)
-        line = f"destripe: columns along {columns.describe}, reach {self.reach} px, beyond {self.significance:g} sigma"
+        beyond = f"reach {self.reach} px, beyond {self.significance:g} sigma"
+        line = f"destripe: {self.model} of columns along {columns.describe}, {beyond}"
         return spec.with_variables(history=line, subject="destriped", destriped=destriped)
 
     def halo(self, spec: SceneSpec) -> int:
@@ -75,10 +82,10 @@ class Destripe(Stage):
         """Sums of deviations by band and column, and the scatter of a column's segments."""
         columns = Columns.of(block.spec)
         gather = _Gather(columns, block.core)
-        deviations, counted = _deviations(block, columns.axis, self.reach)
-        weight = _weights(deviations, counted)
+        deviations, shares = _deviations(block, columns.axis, self.reach, self.model)
+        weight = _weights(deviations, shares)
         parts = np.stack([gather(deviation * weight) for deviation in deviations])
-        counts = np.stack([gather(one * weight) for one in counted])
+        counts = np.stack([gather(share * weight) for share in shares])
         common = counts.max(axis=0)
         flat = parts.reshape(parts.shape[0], -1)
         return {
@@ -91,7 +98,7 @@ class Destripe(Stage):
         }
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
-        """The offsets to take off, `(good band, column)`."""
+        """The errors to take out, `(good band, column)`."""
         columns = Columns.of(spec)
         mean = _ratio(sums["total"], sums["count"])
         weight = np.where(sums["segments"] >= _LEAST_SEGMENTS, sums["count"].max(axis=0), 0.0)
@@ -104,9 +111,9 @@ class Destripe(Stage):
         scatter *= pieces.sum() / freedom / weight.sum()
         if freedom < 2 * mean.shape[0]:
             scatter = np.diag(np.diag(scatter))
-        offset, error = split_offsets(mean, weight, scatter)
-        sharp = np.stack([columns.sharpened(row, self.reach) for row in offset])
-        kept = 1 - _ratio(self.significance * error, np.abs(sharp)) ** 2
+        errors, uncertainty = split_errors(mean, weight, scatter)
+        sharp = np.stack([columns.sharpened(row, self.reach) for row in errors])
+        kept = 1 - _ratio(self.significance * uncertainty, np.abs(sharp)) ** 2
         return {"stripes": np.where((weight > 0) & (sums["count"] > 0), sharp * np.maximum(kept, 0), 0.0)}
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
@@ -116,8 +123,8 @@ class Destripe(Stage):
         cube, invalid = block.subject, ~block.valid
         made = np.full(cube.shape, np.nan, np.float32)
         for band, stripes in zip(np.flatnonzero(block.bands.good), stats["stripes"], strict=True):
-            offset = stripes[left] + share * (stripes[left + 1] - stripes[left])
-            made[band] = cube[band] - offset
+            error = (stripes[left] + share * (stripes[left + 1] - stripes[left])).astype(np.float32)
+            made[band] = cube[band] / (1 + error) if self.model == "gain" else cube[band] - error
             made[band][invalid | ~np.isfinite(made[band])] = np.nan
         return {"destriped": made}
 
@@ -231,12 +238,12 @@ class _Gather:
         return np.asarray(self._matrix @ image.reshape(-1).astype(np.float64)).reshape(self.segments, self.bins)
 
 
-def split_offsets(mean: FloatArray, weight: FloatArray, scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Tell the columns' offsets from what the landscape leaves in their mean deviation.
+def split_errors(mean: FloatArray, weight: FloatArray, scatter: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Tell the columns' errors from what the landscape leaves in their mean deviation.
 
-    Model: mean[:, u] = offset + landscape with offset ~ N(0, diag(t)) and landscape ~ N(0, scatter / weight[u]). The
+    Model: mean[:, u] = error + landscape with error ~ N(0, diag(t)) and landscape ~ N(0, scatter / weight[u]). The
     variances t, one a band, are those of greatest likelihood, by expectation and maximisation (Dempster, Laird and
-    Rubin, J. R. Stat. Soc. B 39, 1977). The landscape's spectra span few dimensions, so most of an offset lies outside.
+    Rubin, J. R. Stat. Soc. B 39, 1977). The landscape's spectra span few dimensions, so most of an error lies outside.
 
     Args:
         mean: mean deviation by band and column, `(B, U)`.
@@ -244,49 +251,65 @@ def split_offsets(mean: FloatArray, weight: FloatArray, scatter: FloatArray) -> 
         scatter: covariance of the landscape's deviation of one pixel as it adds up along a column, `(B, B)`.
 
     Returns:
-        The offsets' posterior mean and standard deviation, both `(B, U)`.
+        The errors' posterior mean and standard deviation, both `(B, U)`.
     """
     used = weight > 0
     least = np.maximum(np.diag(scatter), np.finfo(float).tiny) / weight.max()
     variance = np.maximum(np.mean(mean[:, used] ** 2, axis=1), least)
     floor = 1e-6 * variance
     for _ in range(_ITERATIONS):
-        offset, error = _posterior(mean, weight, scatter, variance)
-        variance = np.maximum(np.mean(offset[:, used] ** 2 + error[:, used] ** 2, axis=1), floor)
+        errors, spread = _posterior(mean, weight, scatter, variance)
+        variance = np.maximum(np.mean(errors[:, used] ** 2 + spread[:, used] ** 2, axis=1), floor)
     return _posterior(mean, weight, scatter, variance)
 
 
 def _posterior(
     mean: FloatArray, weight: FloatArray, scatter: FloatArray, variance: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Posterior mean and standard deviation of the offsets, given their variance: all columns in one basis."""
+    """Posterior mean and standard deviation of the errors, given their variance: all columns in one basis."""
     scale = np.sqrt(variance)
     noise, basis = np.linalg.eigh(scatter / np.outer(scale, scale))
     noise = np.maximum(noise, 1e-12 * max(float(noise[-1]), 1.0))[:, None]
     gain = weight / (weight + noise)
-    offset = basis @ (gain * (basis.T @ (mean / scale[:, None])))
-    return offset * scale[:, None], np.sqrt(basis**2 @ (1 - gain)) * scale[:, None]
+    errors = basis @ (gain * (basis.T @ (mean / scale[:, None])))
+    return errors * scale[:, None], np.sqrt(basis**2 @ (1 - gain)) * scale[:, None]
 
 
-def _deviations(block: Block, axis: int, reach: int) -> tuple[npt.NDArray[np.float32], BoolArray]:
-    """Deviations of the core's good bands from their mean across track, `(B, y, x)`, and which pixels have one."""
+def _deviations(
+    block: Block, axis: int, reach: int, model: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What the core's good bands say of their columns' errors, `(B, y, x)`, and each pixel's share in the mean.
+
+    The sum of the first over that of the second is the error. For a gain that is the slope of the deviation on the
+    neighbours' mean, by least squares in which bright pixels count as much as they tell and dark ones hardly.
+    """
     good = np.flatnonzero(block.bands.good)
     cube, valid = block.subject, block.valid
     defect = block["defect"] if "defect" in block.arrays else None
-    deviations = np.empty((good.size, *block.core.shape), np.float32)
-    counted = np.empty(deviations.shape, bool)
+    deviations, shares = np.zeros((2, good.size, *block.core.shape), np.float32)
     for row, band in enumerate(good):
         known = valid & np.isfinite(cube[band])
         if defect is not None:
             known &= ~defect[band]
-        deviations[row], counted[row] = _deviation(np.where(known, cube[band], 0), known, block, axis, reach)
-    return deviations, counted
+        image = np.where(known, cube[band], 0)
+        deviation, level, counted = _deviation(image, known, block, axis, reach)
+        if model == "offset":
+            deviations[row], shares[row] = deviation, counted
+            continue
+        usual = float(np.abs(level).sum()) / max(int(counted.sum()), 1)
+        if usual > 0:
+            pull = level / (level**2 + (_DARK * usual) ** 2)
+            deviations[row], shares[row] = deviation * pull, level * pull
+    return deviations, shares
 
 
 def _deviation(
     image: npt.NDArray[np.float32], known: BoolArray, block: Block, axis: int, reach: int
-) -> tuple[FloatArray, BoolArray]:
-    """Value less the mean of the pairs at equal distance on both sides: pairs leave out any linear trend."""
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Value less the mean of the pairs at equal distance on both sides, that mean, and where there is one.
+
+    Pairs leave out any linear trend. Both are 0 where there is none.
+    """
     total, pairs = np.zeros((2, *block.core.shape))
     padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
     images, masks = (list(_shifts(np.pad(array, padding), block, axis, reach)) for array in (image, known))
@@ -295,7 +318,8 @@ def _deviation(
         total += np.where(both, images[reach - step] + images[reach + step], 0)
         pairs += both
     counted = masks[reach] & (pairs > 0)
-    return np.where(counted, images[reach] - total / np.maximum(2 * pairs, 1), 0), counted
+    level = np.where(counted, total / np.maximum(2 * pairs, 1), 0)
+    return np.where(counted, images[reach] - level, 0), level, counted
 
 
 def _shifts(padded: npt.NDArray[Any], block: Block, axis: int, reach: int) -> Iterator[npt.NDArray[Any]]:
@@ -308,15 +332,15 @@ def _shifts(padded: npt.NDArray[Any], block: Block, axis: int, reach: int) -> It
             yield padded[rows.start + by : rows.stop + by, cols]
 
 
-def _weights(deviations: npt.NDArray[np.float32], counted: BoolArray) -> FloatArray:
+def _weights(deviations: npt.NDArray[np.float32], shares: npt.NDArray[np.float32]) -> FloatArray:
     """Huber's weights of pixels `(y, x)`, alike for all bands, so that spectra keep their shape in the sums."""
-    size = np.maximum(counted.sum(axis=(1, 2)), 1)
     squares, bands = np.zeros((2, *deviations.shape[1:]))
-    for deviation, one, number in zip(deviations, counted, size, strict=True):
-        usual = float(np.abs(deviation).sum(dtype=np.float64)) / number
+    for deviation, share in zip(deviations, shares, strict=True):
+        some = share > 0
+        usual = float(np.abs(deviation).sum(dtype=np.float64)) / max(int(some.sum()), 1)
         if usual > 0:
             squares += (deviation / usual) ** 2
-            bands += one
+            bands += some
     distance = np.sqrt(squares / np.maximum(bands, 1))
     return np.asarray(1 / np.maximum(distance / _CLIP, 1))
 

@@ -183,8 +183,9 @@ def _directions(covariance: FloatArray, sigma: FloatArray) -> tuple[FloatArray, 
 def _residual_ratio(covariance: FloatArray, sigma: FloatArray, count: int) -> FloatArray:
     """By how much the noise outside the signal subspace differs from `sigma`, `(B,)`.
 
-    Regression also calls noise what no other band holds, and what it carries over from theirs. The residual of a
-    band outside the subspace, divided by the share of its noise that lies there, has neither.
+    Regression also calls noise what no other band holds, and what it carries over from their noise. The residual of a
+    band outside the subspace, divided by the share of its noise that lies there, has neither; repeated, this is
+    principal factor analysis.
     """
     variance, basis = _directions(covariance, sigma)
     signal = basis[:, : signal_rank(variance, count, "auto")]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 FloatImage = npt.NDArray[np.float32]
 
 LEVELS = 4
-REACH = 2**LEVELS - 1
+REACH: int = 2**LEVELS - 1
 """Pixels on every side that a shrunk pixel depends on."""
 
 ORIENTATIONS = 3

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import minimum_filter
 
 from cubeloom.errors import InputError
 from cubeloom.pipeline import metrics
@@ -149,6 +150,32 @@ def test_noise_that_resampling_has_correlated(noisy):
     scene["reflectance"].values[:] = clean + smooth
     projected, denoised = (process(scene, Denoise(strength=s))[0]["denoised"][good] for s in (0, 1))
     assert metrics.rmse(clean[good], denoised) < 0.85 * metrics.rmse(clean[good], projected)
+
+
+@pytest.mark.shared
+def test_a_real_scene_keeps_its_features(shared_data):
+    """EnMAP over Potsdam: what is taken out is no more than noise, has no bias, and nothing comes out of nodata."""
+    from cubeloom.pipeline.readers.base import to_scene
+    from cubeloom.pipeline.readers.open import open_source
+
+    products = sorted((shared_data / "enmap_potsdam_product").glob("ENMAP01-*"))
+    if not products:
+        pytest.skip(f"no EnMAP product in {shared_data / 'enmap_potsdam_product'}")
+    scene = to_scene(open_source(products[0])).compute()
+    good, wavelength = scene["good"].values, scene["wavelength"].values
+    made, (_, stats) = process(scene, Mask(), Denoise())
+    before, after = made["reflectance"][good], made["denoised"][good]
+    valid = made["valid"]
+    np.testing.assert_array_equal(np.isfinite(after).all(axis=0), valid)
+    residual = (before - after) / stats["sigma"][:, None, None]
+    assert np.nanmax(np.sqrt(np.nanmean(residual**2, axis=(1, 2)))) < 1.5
+    assert np.nanmax(np.abs(np.nanmean(residual, axis=(1, 2)))) < 0.02
+    edge = valid & ~minimum_filter(valid, 5)
+    inner = valid & ~edge
+    assert np.std(residual[:, edge]) < 1.1 * np.std(residual[:, inner])
+    red, near = (int(np.argmin(np.abs(wavelength[good] - nm))) for nm in (670, 780))
+    rise = [cube[near, valid] - cube[red, valid] for cube in (before, after)]
+    assert np.corrcoef(rise)[0, 1] > 0.999
 
 
 def test_too_few_complete_pixels_name_the_worst_band(make_scene):

@@ -10,7 +10,7 @@ from cubeloom.pipeline.grids import STATISTICS_BLOCK, tile
 from cubeloom.pipeline.readers.base import SceneSource
 from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.stages.base import NO_STATS, add_stats
-from cubeloom.pipeline.stages.destripe import Destripe, split_offsets
+from cubeloom.pipeline.stages.destripe import Destripe, split_errors
 from cubeloom.pipeline.stages.mask import Mask
 
 BANDS, SHAPE = 40, (300, 140)
@@ -82,27 +82,39 @@ def judged(scene, made):
 def test_known_offsets_go(plain):
     striped = plain.copy(deep=True)
     striped["reflectance"].values[:] += stripes(SHAPE[1])[:, None]
-    made = process(striped, Destripe())
+    made = process(striped, Destripe(model="offset"))
     assert judged(plain, made) < 0.5 * judged(plain, {"destriped": striped["reflectance"].values})
     assert np.isnan(made["destriped"][~plain["good"].values]).all()
     assert np.isnan(made["destriped"][:, :30, :30]).all()
     np.testing.assert_array_equal(made["reflectance"], striped["reflectance"].values)
 
 
+def test_known_gains_go_and_dark_pixels_keep_theirs(plain):
+    plain["reflectance"].values[:, 100:130] *= 0.02
+    gains = 5 * stripes(SHAPE[1])[:, None]
+    striped = plain.copy(deep=True)
+    striped["reflectance"].values[:] *= 1 + gains
+    made = process(striped, Destripe())
+    assert judged(plain, made) < 0.5 * judged(plain, {"destriped": striped["reflectance"].values})
+    taken = (striped["reflectance"].values - made["destriped"])[plain["good"].values]
+    assert np.abs(taken[:, 100:130]).max() < 0.05 * np.nanmax(np.abs(taken))
+
+
 def test_a_single_bad_column_is_found_and_its_neighbours_stay(plain):
     striped = plain.copy(deep=True)
     striped["reflectance"].values[7, :, 100] += 0.01
-    taken = striped["reflectance"].values - process(striped, Destripe())["destriped"]
+    taken = striped["reflectance"].values - process(striped, Destripe(model="offset"))["destriped"]
     assert np.nanmean(taken[7, :, 100]) == pytest.approx(0.01, abs=0.002)
     taken[7, :, 100] = 0
     assert np.nanmax(np.abs(taken)) < 0.001
 
 
+@pytest.mark.parametrize("model", ["gain", "offset"])
 @pytest.mark.parametrize("azimuth", [None, 14.0, 194.0, 100.0])
-def test_a_scene_without_stripes_stays_as_it_is(plain, azimuth):
+def test_a_scene_without_stripes_stays_as_it_is(plain, azimuth, model):
     if azimuth is not None:
         plain.attrs["along_track_azimuth"] = azimuth
-    made = process(plain, Destripe())
+    made = process(plain, Destripe(model=model))
     assert judged(plain, made) < 1e-5
 
 
@@ -115,9 +127,9 @@ def test_stripes_along_a_rotated_swath(plain, azimuth):
     striped["reflectance"].values[:] += np.stack([np.interp(position, np.arange(row.size), row) for row in offsets])
     striped.attrs["along_track_azimuth"] = azimuth
     before = judged(plain, {"destriped": striped["reflectance"].values})
-    assert judged(plain, process(striped, Destripe())) < 0.6 * before
+    assert judged(plain, process(striped, Destripe(model="offset"))) < 0.6 * before
     striped.attrs["along_track_azimuth"] = azimuth + 45
-    assert judged(plain, process(striped, Destripe())) > 0.9 * before
+    assert judged(plain, process(striped, Destripe(model="offset"))) > 0.9 * before
 
 
 def test_block_size_and_masked_numbers_do_not_show(plain):
@@ -136,7 +148,7 @@ def test_a_column_that_is_missing_in_one_band(plain):
     striped["reflectance"].values[:] += stripes(SHAPE[1])[:, None]
     before = judged(plain, {"destriped": striped["reflectance"].values})
     striped["reflectance"].values[5, :, 60] = np.nan
-    made = process(striped, Destripe())["destriped"]
+    made = process(striped, Destripe(model="offset"))["destriped"]
     assert np.isnan(made[5, 30:, 60]).all()
     made[5, :, 60] = plain["reflectance"].values[5, :, 60]
     assert judged(plain, {"destriped": made}) < 0.5 * before
@@ -150,7 +162,7 @@ def test_split_is_the_gaussian_posterior():
     weight = np.where(np.arange(columns) % 2, 40.0, 160.0)
     truth = random.normal(0, np.linspace(0.05, 0.3, bands)[:, None], (bands, columns))
     rest = np.linalg.cholesky(scatter) @ random.normal(size=(bands, columns)) / np.sqrt(weight)
-    offset, error = split_offsets(truth + rest, weight, scatter)
+    offset, error = split_errors(truth + rest, weight, scatter)
     variance = np.diag(np.linspace(0.05, 0.3, bands) ** 2)
     for column in (0, 1, 2, 3):
         total = np.linalg.inv(variance + scatter / weight[column])
