@@ -59,6 +59,11 @@ class Window:
             raise ValueError(f"{self} does not lie inside {outer}")
         return inner
 
+    def overlap(self, other: "Window") -> "Window":
+        """The pixels that both windows hold; they must share some."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        return Window(row, col, min(self.stop[0], other.stop[0]) - row, min(self.stop[1], other.stop[1]) - col)
+
     def crop(self, array: npt.NDArray[np.generic], outer: "Window") -> npt.NDArray[np.generic]:
         """The part of `array`, whose last two axes cover `outer`, that lies in this window (a view)."""
         return array[(..., *self.within(outer).slices)]
@@ -69,6 +74,13 @@ def tile(shape: Shape, size: Shape) -> Iterator[Window]:
     for row in range(0, shape[0], size[0]):
         for col in range(0, shape[1], size[1]):
             yield Window(row, col, min(size[0], shape[0] - row), min(size[1], shape[1] - col))
+
+
+def tile_covering(window: Window) -> Iterator[Window]:
+    """The whole chunks that a window lies in, row by row."""
+    for row in range(window.row - window.row % CHUNK, window.stop[0], CHUNK):
+        for col in range(window.col - window.col % CHUNK, window.stop[1], CHUNK):
+            yield Window(row, col, CHUNK, CHUNK)
 
 
 def whole(shape: Shape) -> Window:

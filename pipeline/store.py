@@ -26,7 +26,7 @@ from cubeloom.errors import StoreError
 
 from .blocks import Block
 from .encoding import Array, Encoding, Packed
-from .grids import CHUNK, Shape, Window, tile, whole
+from .grids import CHUNK, Shape, Window, tile, tile_covering, whole
 from .overviews import halve, overview_factors
 from .scene import SceneSpec, Variable, coordinates
 
@@ -392,11 +392,16 @@ def _missing_overviews(
 
 
 def _halve_chunks(square: _Square) -> Hashes:
-    variable = square.spec.variables[square.name]
-    level = read_window(square.path, square.group, square.spec, square.name, square.window)
-    level = halve(level, variable)
-    window = Window(square.window.row // 2, square.window.col // 2, level.shape[-2], level.shape[-1])
-    return _write_level(square.path, square.target, square.name, level, window, _fill(variable.encoding))
+    """One overview chunk from the chunks below it, each halved on its own: no array larger than a chunk is held."""
+    variable, outer = square.spec.variables[square.name], square.window
+    fill = _fill(variable.encoding)
+    coarse = Window(outer.row // 2, outer.col // 2, -(-outer.height // 2), -(-outer.width // 2))
+    level = np.full((*square.spec.sizes(square.name)[:-2], *coarse.shape), fill, variable.encoding.dtype)
+    for part in _chunks_of(outer):
+        finer = read_window(square.path, square.group, square.spec, square.name, part)
+        row, col = part.row // 2 - coarse.row, part.col // 2 - coarse.col
+        level[..., row : row + -(-part.height // 2), col : col + -(-part.width // 2)] = halve(finer, variable)
+    return _write_level(square.path, square.target, square.name, level, coarse, fill)
 
 
 def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
@@ -414,26 +419,32 @@ def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Wind
     """
     encoding = spec.variables[name].encoding
     leading = spec.sizes(name)[:-2]
-    out = np.full((*leading, *window.shape), _fill(encoding), encoding.dtype)
-    last = ((window.stop[0] - 1) // CHUNK, (window.stop[1] - 1) // CHUNK)
-    for row in range(window.row // CHUNK, last[0] + 1):
-        for col in range(window.col // CHUNK, last[1] + 1):
-            chunk = Window(row * CHUNK, col * CHUNK, CHUNK, CHUNK)
-            key = _chunk_key(group, name, out.ndim, chunk)
-            try:
-                numbers = np.frombuffer(Blosc().decode((path / key).read_bytes()), encoding.dtype)
-            except FileNotFoundError:
-                continue
-            except RuntimeError as error:
-                raise StoreError(f"{path}: chunk {key} cannot be decoded: {error}; validate the store") from None
-            shared = _overlap(chunk, window)
-            out[(..., *shared.within(window).slices)] = shared.crop(numbers.reshape(*leading, CHUNK, CHUNK), chunk)
+    out: Array | None = None
+    for part in tile_covering(window):
+        numbers = _read_numbers(
+            path, _chunk_key(group, name, len(leading) + 2, part), encoding, (*leading, CHUNK, CHUNK)
+        )
+        if numbers is not None and part == window:
+            return numbers
+        if out is None:
+            out = np.full((*leading, *window.shape), _fill(encoding), encoding.dtype)
+        if numbers is not None:
+            shared = part.overlap(window)
+            out[(..., *shared.within(window).slices)] = shared.crop(numbers, part)
+    assert out is not None
     return out
 
 
-def _overlap(a: Window, b: Window) -> Window:
-    row, col = max(a.row, b.row), max(a.col, b.col)
-    return Window(row, col, min(a.stop[0], b.stop[0]) - row, min(a.stop[1], b.stop[1]) - col)
+def _read_numbers(path: Path, key: str, encoding: Encoding, shape: tuple[int, ...]) -> Array | None:
+    """A whole chunk's packed numbers (read-only), or None where it has no file."""
+    try:
+        data = (path / key).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return np.frombuffer(Blosc().decode(data), encoding.dtype).reshape(shape)
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(f"{path}: chunk {key} cannot be decoded: {error}; validate the store") from None
 
 
 def _verify_chunks(task: tuple[Path, Hashes]) -> None:
