@@ -210,6 +210,7 @@ def simulate(
     from cubeloom.pipeline.simulate import simulate_catalog
 
     from .console import parse_size, say
+    from .train.truth import write_truth_recipe
 
     height, width = parse_size(size)
     products = simulate_catalog(
@@ -217,6 +218,8 @@ def simulate(
     )
     for product in products:
         say(f"{product.path}")
+    if level != "L1B":  # its two cubes are not registered, so no one map labels both
+        say(f"recipe that learns from their truth: {write_truth_recipe(products, out / 'train.yaml')}")
 
 
 @app.command()
