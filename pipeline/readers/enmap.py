@@ -50,7 +50,7 @@ def open_source(path: Path, *, detector: str | None = None) -> "EnmapSource":
         )
     order = np.argsort(table.wavelength, kind="stable")
     table = table.take(order)
-    spec = scene_spec(path, files, metadata, table, info, masks, detector)
+    spec = scene_spec(files, metadata, table, info, masks, detector)
     bands = tuple(int(position) + 1 for position in order)
     return EnmapSource(spec, files, detector or "", cube, masks, bands, decoding_of(metadata.level, table, info), info)
 

@@ -1,7 +1,6 @@
 """What an EnMAP product's metadata and image header say, as a Scene without pixels."""
 
 from collections.abc import Container
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from .rasters import RasterInfo
 
 
 def scene_spec(
-    path: Path,
     files: ProductFiles,
     metadata: EnmapMetadata,
     table: BandTable,
@@ -31,7 +29,6 @@ def scene_spec(
     """The Scene of a product, or of one detector of an L1B product.
 
     Args:
-        path: what the user opened; becomes the Scene's `source`.
         files: the product's files.
         metadata: its METADATA.XML.
         table: the Scene's bands, ascending.
@@ -55,7 +52,7 @@ def scene_spec(
         sensor="EnMAP",
         processing_level=metadata.level,
         time=metadata.start,
-        source=str(path),
+        source=stem,
         bands=_bands(table),
         grid=grid,
         variables=variables,

@@ -131,7 +131,7 @@ def _spec(path: Path, image: Path, info: RasterInfo, tags: BandTags, order: Arra
         sensor=tags.texts.get("sensor", "unknown"),
         processing_level=tags.texts.get("processing_level", "unknown"),
         time=tags.time or UNKNOWN_TIME,
-        source=str(path),
+        source=path.name,
         bands=Bands(
             number=numbers[order],
             wavelength=wavelength,

@@ -115,6 +115,7 @@ def read_window(file: RasterFile, window: Window, bands: Sequence[int], shape: S
     Raises:
         InputError: the file is damaged or of another size; names it. Nodata never stands in for a failed read.
     """
+    from rasterio import Env
     from rasterio.errors import RasterioError
     from rasterio.windows import Window as RasterioWindow
 
@@ -131,7 +132,8 @@ def read_window(file: RasterFile, window: Window, bands: Sequence[int], shape: S
         )
     part = RasterioWindow(window.col, window.row, window.width, window.height)
     try:
-        pixels: Array = dataset.read(list(bands), window=part)
+        with Env():  # GDAL's own warnings about a damaged file go to Python's logging, not to standard error
+            pixels: Array = dataset.read(list(bands), window=part)
     except RasterioError as error:
         raise InputError(
             f"{file}: cannot read rows {window.row}-{window.stop[0] - 1}, columns {window.col}-{window.stop[1] - 1} "
