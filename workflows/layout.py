@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,3 +81,10 @@ class Layout:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(cause, indent=1) + "\n")
         return path
+
+    def release(self, item: str, workflow: str) -> None:
+        """Take a scene out of the quarantine, if it is there."""
+        path = self.quarantine(item, workflow)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or another workflow's cause is in it
+            path.parent.rmdir()

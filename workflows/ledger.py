@@ -100,6 +100,18 @@ class Ledger:
                 cursor.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
             cursor.execute("COMMIT")
 
+    def supersede(self, identity: str, item: str, workflow: str) -> list[str]:
+        """Drop the unfinished attempts at a scene's product under other identities; returns these."""
+        rows = self._db.execute(
+            "SELECT identity FROM scene WHERE item = ? AND workflow = ? AND identity != ? AND state != 'succeeded'",
+            (item, workflow, identity),
+        )
+        dropped = [str(row[0]) for row in rows]
+        for other in dropped:
+            self.forget(other)
+            self._db.execute("DELETE FROM scene WHERE identity = ?", (other,))
+        return dropped
+
     def scenes(self) -> list[SceneRow]:
         """All scenes, the latest last."""
         columns = "identity, item, workflow, state, attempts, cause, product, started, ended"

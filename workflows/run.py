@@ -18,7 +18,7 @@ import xarray as xr
 import cubeloom
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import publish_item, write_index
-from cubeloom.errors import CubeloomError, InputError, StoreError
+from cubeloom.errors import ConfigError, CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
 from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, make_plan
 from cubeloom.pipeline.executor import Executor
@@ -47,6 +47,7 @@ class SceneResult:
     Attributes:
         state: `published`, `unchanged`, `failed` or `invalid` (the workflow does not take such a scene).
         cause: why it failed or is invalid.
+        exit_code: what a run of this scene alone ends with.
         seconds: wall time of each phase.
         warnings: what went wrong beside the product, such as a quicklook.
     """
@@ -54,6 +55,7 @@ class SceneResult:
     item: CatalogItem
     state: str = "failed"
     cause: str = ""
+    exit_code: int = 0
     identity: str = ""
     product: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -78,8 +80,9 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when every scene has its product; 3 when some have none."""
-        return 3 if any(scene.state in {"failed", "invalid"} for scene in self.scenes) else 0
+        """0 when every scene has its product; 3 when some have none, or 2 when the call itself is why."""
+        codes = {scene.exit_code for scene in self.scenes}
+        return 0 if codes <= {0} else 2 if codes == {2} else 3
 
 
 def run(
@@ -96,7 +99,9 @@ def run(
 
     Raises:
         LockedError: another run writes to `out`.
+        ModelError: a model that the workflow names cannot be read; nothing is written.
     """
+    workflow.digest()
     started = time.perf_counter()
     run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     layout = Layout(out)
@@ -145,16 +150,23 @@ class _SceneTask:
             self._fail(result, error)
         else:
             if result.state in {"published", "unchanged"}:
-                self.layout.quarantine(self.item.id, self.workflow.name).unlink(missing_ok=True)
+                self._tidy(result.identity)
         result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return result
 
+    def _tidy(self, identity: str) -> None:
+        """The product stands: what is left of attempts under other identities goes, and so does the quarantine."""
+        for abandoned in self.ledger.supersede(identity, self.item.id, self.workflow.name):
+            shutil.rmtree(self.layout.staging(abandoned), ignore_errors=True)
+        self.layout.release(self.item.id, self.workflow.name)
+
     def _make(self, result: SceneResult) -> None:
         with _timed(result, "open"):
-            source = open_source(self.item.product_path, **self.workflow.open)
+            product = self.item.product_path
             try:
+                source = open_source(product, **self.workflow.open)
                 self.workflow.require(source.spec)
-            except InputError as error:
+            except ConfigError as error:
                 self._set_aside(result, "invalid", error)
                 return
             plan = plan_scene(self.workflow, source, self.options, content_of(self.item))
@@ -212,13 +224,15 @@ class _SceneTask:
             publish_item(self.layout.out, record)
 
     def _fail(self, result: SceneResult, error: Exception) -> None:
-        self._set_aside(result, "failed", error)
-        if isinstance(error, InputError) or _disk_is_full(error):
+        if result.identity and (isinstance(error, InputError) or _disk_is_full(error)):
+            # first of all, since on a full disk nothing else could be written
             shutil.rmtree(self.layout.staging(result.identity), ignore_errors=True)
             self.ledger.forget(result.identity)
+        self._set_aside(result, "failed", error)
 
     def _set_aside(self, result: SceneResult, state: str, error: Exception) -> None:
         result.state, result.cause = state, describe(error)
+        result.exit_code = 2 if state == "failed" and getattr(error, "exit_code", 1) == 2 else 3
         identity = result.identity or f"unplanned:{self.workflow.name}:{self.item.id}"
         self.ledger.begin(identity, self.item.id, self.workflow.name)
         self.ledger.end(identity, state, cause=result.cause)
@@ -320,7 +334,12 @@ class PlannedScene:
 
 
 def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options: RunOptions) -> list[PlannedScene]:
-    """Plan every scene and write nothing."""
+    """Plan every scene and write nothing.
+
+    Raises:
+        ModelError: a model that the workflow names cannot be read.
+    """
+    workflow.digest()
     layout = Layout(out)
     planned = []
     for item in items:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cubeloom.errors import ConfigError, InputError
+from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
 from cubeloom.pipeline.stages import Stage, explain, stage_class
 from cubeloom.untrusted import load_yaml
@@ -49,20 +50,28 @@ class Workflow(BaseModel):
         """Check that the workflow takes a scene.
 
         Raises:
-            InputError: it does not; says what the scene is and what was expected.
+            ConfigError: it does not; says what the scene is and what was expected.
         """
         for kind, found, allowed in (
             ("sensor", spec.sensor, self.sensors),
             ("level", spec.processing_level, self.levels),
         ):
             if allowed and found not in allowed:
-                raise InputError(
+                raise ConfigError(
                     f"{spec.scene_id}: workflow {self.name} takes {kind} {' or '.join(allowed)}, the scene is {found}"
                 )
 
     def digest(self) -> str:
-        """Hex digest of what the workflow does (its name and description do not count)."""
-        return hashlib.sha256(self.model_dump_json(exclude={"name", "description"}).encode()).hexdigest()
+        """Hex digest of what the workflow does to a scene.
+
+        Its name, and which scenes it takes, do not count; a model counts by its content, wherever it lies.
+
+        Raises:
+            ModelError: a model that a step names cannot be read.
+        """
+        steps = [stage.fingerprint() for stage in self.stages() if not stage.skipped]
+        parts = {"open": dict(self.open), "publish": self.publish, "steps": steps}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:
@@ -122,8 +131,8 @@ def _workflow_text(name: str) -> tuple[str, str]:
         return path.read_text(encoding="utf-8"), str(path)
     if name not in library():
         near = difflib.get_close_matches(name, library(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown workflow {name!r}{hint}. Known: {', '.join(library())}; or give a .yaml file")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(f"unknown workflow {name!r}{hint} Known: {', '.join(library())}; or give a .yaml file")
     entry = files("cubeloom.workflows") / "library" / f"{name}.yaml"
     return entry.read_text(encoding="utf-8"), f"workflow {name}"
 
