@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,17 @@ def select_items(
         ids: shell patterns such as `ENMAP01*_20220724*`; every id where empty.
         bbox: west, south, east, north, degrees; an item without a bbox never meets one.
         limit: how many at most.
+
+    Raises:
+        ConfigError: no item has one of the ids that are no pattern.
     """
+    items = list(items)
+    known = [item.id for item in items]
+    for wanted in ids:
+        if wanted not in known and not set(wanted) & set("*?["):
+            near = get_close_matches(wanted, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"no item is called {wanted!r}{hint} (there are {len(known)}; a pattern needs * or ?)")
     chosen = [
         item
         for item in items

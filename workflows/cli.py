@@ -43,7 +43,7 @@ def run(
     """Run WORKFLOW over a catalog; finished products are left alone, an interrupted run goes on."""
     from cubeloom.catalogs.items import parse_bbox, read_catalog, select_items
 
-    from .console import parse_bytes, print_json, say, watched
+    from .console import counted, parse_bytes, print_json, say, watched
     from .run import RunOptions
     from .run import run as run_workflow
     from .schema import load_workflow
@@ -51,7 +51,10 @@ def run(
 
     chain = load_workflow(workflow, settings or ())
     options = RunOptions(workers, parse_bytes(memory))
-    chosen = select_items(read_catalog(catalog), ids=items or (), bbox=parse_bbox(bbox) if bbox else None, limit=limit)
+    known = read_catalog(catalog)
+    chosen = select_items(known, ids=items or (), bbox=parse_bbox(bbox) if bbox else None, limit=limit)
+    if not chosen:
+        say(f"none of the {counted(len(known), 'item')} of {catalog} matches")
     if dry_run:
         _show_plan(chain, chosen, out, options, as_json)
         return
@@ -71,16 +74,17 @@ def run(
 def _show_plan(chain: Any, chosen: Any, out: Path, options: Any, as_json: bool) -> None:  # noqa: ANN401
     from dataclasses import asdict
 
-    from .console import print_json, print_table
+    from .console import counted, print_json, print_table
     from .run import dry_run
 
     planned = dry_run(chain, chosen, out, options)
     if as_json:
         print_json([asdict(scene) for scene in planned])
-        return
-    rows = [(s.item, s.action, s.blocks, f"{s.projected_mib:.0f}", s.identity[:8], s.detail) for s in planned]
-    columns = ("item", "action", "blocks", "memory MiB", "identity", "plan")
-    print_table(f"{chain.name}: {len(planned)} scenes, nothing written", columns, rows)
+    else:
+        rows = [(s.item, s.action, s.blocks, f"{s.projected_mib:.0f}", s.identity[:8], s.detail) for s in planned]
+        columns = ("item", "action", "blocks", "memory MiB", "identity", "plan")
+        print_table(f"{chain.name}: {counted(len(planned), 'scene')}, nothing written", columns, rows)
+    raise typer.Exit(3 if any(scene.action == "fail" for scene in planned) else 0)
 
 
 @app.command()
@@ -90,29 +94,31 @@ def scan(
     as_json: Json = False,
 ) -> None:
     """Make a static STAC catalog of the products below DIRECTORY."""
-    from .console import print_json, say
+    from .console import counted, print_json, say
     from .scan import scan as scan_directory
 
     result = scan_directory(directory, out)
     for _, cause in result.rejected:
         say(f"left out: {cause}")
-    say(f"{len(result.items)} scenes -> {result.catalog}")
+    say(f"{counted(len(result.items), 'scene')} -> {result.catalog}")
     if as_json:
         print_json({"catalog": result.catalog, "items": result.items, "rejected": dict(result.rejected)})
     raise typer.Exit(3 if result.rejected else 0)
 
 
 def _single(
-    source: Path, out: Path, steps: list[Any], detector: str | None, overwrite: bool, workers: int, memory: str
+    source: Path, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
 ) -> None:
     from cubeloom.pipeline.engine import run_to_store
     from cubeloom.pipeline.readers import open_source
 
     from .console import parse_bytes, say
+    from .schema import Workflow
 
+    stages = Workflow(name="single", steps=steps).stages()
     options = {"detector": detector} if detector else {}
     budget = parse_bytes(memory)
-    run_to_store(open_source(source, **options), steps, out, overwrite=overwrite, workers=workers, memory=budget)
+    run_to_store(open_source(source, **options), stages, out, overwrite=overwrite, workers=workers, memory=budget)
     say(f"{source} -> {out}")
 
 
@@ -126,7 +132,7 @@ def ingest(
     memory: Memory = "4GB",
 ) -> None:
     """Write PRODUCT to the Zarr store OUT, as it was measured."""
-    _single(product, out, [], detector, overwrite, workers, memory)
+    _single(product, out, (), detector, overwrite, workers, memory)
 
 
 @app.command()
@@ -140,9 +146,7 @@ def denoise(
     memory: Memory = "4GB",
 ) -> None:
     """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
-    from cubeloom.pipeline.stages import Denoise, Destripe, Mask
-
-    steps = [Mask(), Destripe(), Denoise.model_validate({"method": method})]
+    steps = ("mask", "destripe", {"denoise": {"method": method}})
     _single(source, out, steps, detector, overwrite, workers, memory)
 
 
@@ -157,9 +161,7 @@ def superres(
     memory: Memory = "4GB",
 ) -> None:
     """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
-    from cubeloom.pipeline.stages import Mask, Superres
-
-    _single(source, out, [Mask(), Superres.model_validate({"scale": scale})], detector, overwrite, workers, memory)
+    _single(source, out, ("mask", {"superres": {"scale": scale}}), detector, overwrite, workers, memory)
 
 
 @app.command()
@@ -173,9 +175,7 @@ def classify(
     memory: Memory = "4GB",
 ) -> None:
     """Classify IN; OUT holds classes, probabilities and confidence beside the measurement."""
-    from cubeloom.pipeline.stages import Classify, Mask
-
-    _single(source, out, [Mask(), Classify.model_validate({"model": str(model)})], detector, overwrite, workers, memory)
+    _single(source, out, ("mask", {"classify": {"model": str(model)}}), detector, overwrite, workers, memory)
 
 
 @app.command()

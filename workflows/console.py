@@ -24,6 +24,11 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as `1 scene` and `3 scenes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def say(line: str) -> None:
     """A line for a person, on standard error so that `--json` output stays clean."""
     sys.stderr.write(line + "\n")
@@ -111,7 +116,8 @@ def scene_line(result: SceneResult) -> str:
     line = f"{result.item.id}: {result.state}"
     if result.state == "published":
         resumed = f", {result.resumed_blocks} of them from an earlier run" if result.resumed_blocks else ""
-        line += f" in {sum(result.seconds.values()):.1f} s ({result.blocks} blocks{resumed}) -> {result.product}"
+        spent = sum(result.seconds.values())
+        line += f" in {spent:.1f} s ({counted(result.blocks, 'block')}{resumed}) -> {result.product}"
     if result.cause:
         line += f"\n  cause: {result.cause}"
     return "".join([line, *(f"\n  warning: {warning}" for warning in result.warnings)])

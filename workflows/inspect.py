@@ -138,6 +138,9 @@ def validate_path(path: Path) -> Iterator[str]:
     from cubeloom.catalogs.validate import validate_catalog
 
     document = path / "catalog.json" if path.is_dir() else path
+    if not document.is_file():
+        found = "a folder without catalog.json" if path.is_dir() else "no such file or folder"
+        raise InputError(f"{path}: {found}; expected a .zarr store, an output directory, or a STAC document")
     yield f"{document}: {validate_catalog(document)} STAC objects are valid"
     broken = []
     for item in read_catalog(document):

@@ -38,7 +38,9 @@ def report_again(out: Path, run_id: str | None = None) -> Path:
     """
     runs = sorted(path.parent.name for path in (out / "runs").glob("*/summary.json"))
     if not runs or (run_id and run_id not in runs):
-        raise InputError(f"{out}: no run {run_id or ''} with a summary; it has {', '.join(runs) or 'none'}")
+        raise InputError(
+            f"{out}: no run{f' {run_id}' if run_id else ''} with a summary; it has {', '.join(runs) or 'none'}"
+        )
     folder = Layout(out).run(run_id or runs[-1])
     summary = load_json(folder / "summary.json")
     sampled = len(summary["scenes"]) <= SAMPLED_SCENES

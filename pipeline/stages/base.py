@@ -105,8 +105,8 @@ def stage_class(name: str) -> type[Stage]:
     """
     if name not in _STAGES:
         near = difflib.get_close_matches(name, _STAGES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown stage {name!r}{hint}. Known stages: {', '.join(sorted(_STAGES))}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(f"unknown stage {name!r}{hint} Known stages: {', '.join(sorted(_STAGES))}")
     return _STAGES[name]
 
 
