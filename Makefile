@@ -13,8 +13,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $(STAMP)
 
-demo: $(STAMP) ## simulate a catalog, run the main workflow, say where the products are
-	$(BIN)/cubeloom demo --out $(OUT)/demo
+demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four others from delivery to published product
+	$(BIN)/cubeloom simulate $(OUT)/demo/training --count 8 --size 192x192 --seed 100
+	$(BIN)/cubeloom train $(OUT)/demo/training/train.yaml --out $(OUT)/demo/landcover.skops
+	$(BIN)/cubeloom simulate $(OUT)/demo/deliveries --count 4 --size 400x400 --seed 1 --container zip
+	$(BIN)/cubeloom scan $(OUT)/demo/deliveries --out $(OUT)/demo/catalog
+	$(BIN)/cubeloom run enmap_l2a --catalog $(OUT)/demo/catalog --out $(OUT)/demo/products \
+		--set classify.model=$(OUT)/demo/landcover.skops
+	$(BIN)/cubeloom validate $(OUT)/demo/products
+	@echo
+	@echo "Products (Zarr):  $(OUT)/demo/products/scenes/*/*.zarr"
+	@echo "Their pictures:   $(OUT)/demo/products/scenes/*/*.quicklooks/"
+	@echo "STAC catalog:     $(OUT)/demo/products/catalog.json"
+	@echo "Report:           $$(ls -d $(OUT)/demo/products/runs/*/report.html | tail -n 1)"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
