@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -275,6 +276,7 @@ def report(
 
 def main() -> None:
     """Entry point: our own errors become one message and an exit code."""
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # sensor geometry has none by design
     try:
         app()
     except CubeloomError as error:

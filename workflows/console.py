@@ -45,7 +45,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     table = Table(title=title, title_justify="left", header_style="bold", show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -108,7 +108,7 @@ class BarProgress(SceneProgress):
         """Take the bars away and leave one line."""
         for task in list(self.bars.task_ids):
             self.bars.remove_task(task)
-        self.bars.console.print(scene_line(result), highlight=False)
+        self.bars.console.print(scene_line(result), highlight=False, markup=False)
 
 
 def scene_line(result: SceneResult) -> str:
