@@ -202,10 +202,10 @@ def _composite(scene: xr.Dataset, wanted: Sequence[float], cube: str | None, lim
 
 
 def _clear(scene: xr.Dataset) -> npt.NDArray[np.bool_] | None:
-    """Pixels `(y, x)` without cloud or background, as the quality layer has it."""
+    """Pixels `(y, x)` without cloud, snow or background, as the quality layer has it: beside white, land is black."""
     if "quality" not in scene:
         return None
-    unwanted = QUALITY_FLAGS["background"] | QUALITY_FLAGS["cloud"]
+    unwanted = QUALITY_FLAGS["background"] | QUALITY_FLAGS["cloud"] | QUALITY_FLAGS["snow"]
     return np.asarray((scene["quality"].values & unwanted) == 0)
 
 

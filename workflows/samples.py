@@ -70,7 +70,8 @@ class ClassShare:
 def sample_spectra(scene: xr.Dataset, n: int = 4, overview: xr.Dataset | None = None) -> Spectra:
     """Spectra of `n` pixels that tell much of a scene, before and after processing; the same ones every time.
 
-    Vegetation, water, bare soil and built-up by their indices, as far as the scene has them, else pixels by brightness.
+    Vegetation, water, snow, bare soil and built-up by their indices, as far as the scene has them, else pixels by
+    brightness.
 
     Args:
         scene: a Scene; the measurement is shown, and the subject beside it where it is another cube.
@@ -139,7 +140,8 @@ def _telling_pixels(scene: xr.Dataset, n: int) -> list[tuple[str, int, int]]:
 def _surfaces(pixels: FloatArray) -> Iterator[tuple[str, FloatArray, BoolArray]]:
     """Surface, its index `(y, x)`, and where the index says that the surface is there.
 
-    NDVI (Rouse et al. 1974), MNDWI (Xu 2006, eq. 3), BSI (Rikimaru et al. 2002), NDBI (Zha et al. 2003, eq. 1).
+    NDVI (Rouse et al. 1974), MNDWI (Xu 2006, eq. 3), BSI (Rikimaru et al. 2002), NDBI (Zha et al. 2003, eq. 1). MNDWI
+    is high for snow as well (there it is NDSI), which keeps its brightness in the near infrared.
     """
     blue, green, red, nir, swir = np.maximum(pixels, 1e-6)  # noise makes dark water negative
     ndvi, mndwi, ndbi = (nir - red) / (nir + red), (green - swir) / (green + swir), (swir - nir) / (swir + nir)
@@ -147,7 +149,8 @@ def _surfaces(pixels: FloatArray) -> Iterator[tuple[str, FloatArray, BoolArray]]
     light = (nir + swir) / 2
     dry = (mndwi < 0) & (light > 0.25 * np.nanpercentile(light, 90))
     yield "vegetation", ndvi, (ndvi > 0.4) & dry
-    yield "water", mndwi, (mndwi > 0.2) & (ndvi < 0.2)
+    yield "water", mndwi, (mndwi > 0.2) & (ndvi < 0.2) & (nir < 0.7 * green)
+    yield "snow", green, (mndwi > 0.4) & (nir >= 0.7 * green) & (ndvi < 0.2)
     yield "bare soil", bare, (bare > 0.05) & (ndvi < 0.35) & dry
     yield "built-up", ndbi + blue / np.maximum(nir, blue), (ndvi < 0.3) & dry & (blue > 0.5 * red)
 

@@ -180,6 +180,17 @@ def test_sample_pixels_are_what_they_are_called(make_scene):
     assert [(s.row, s.col) for s in again.samples] == [(s.row, s.col) for s in spectra.samples]
 
 
+def test_snow_is_not_taken_for_water(make_scene):
+    scene, starts = landscape(make_scene)
+    snowy = scene.copy(deep=True)
+    wavelength = scene.wavelength.values
+    snow = np.interp(wavelength, [400, 850, 1050, 1500, 2500], [0.95, 0.85, 0.6, 0.06, 0.1])
+    snowy.reflectance.values[:, :20] = snow[:, None, None]
+    labels = {sample.label: sample for sample in sample_spectra(snowy).samples}
+    assert labels["snow"].row < 20
+    assert starts["water"] <= labels["water"].row < starts["water"] + 50
+
+
 def test_pixels_are_chosen_in_the_overview_and_read_in_the_scene(make_scene):
     scene, starts = landscape(make_scene)
     overview = scene.isel(y=slice(1, None, 4), x=slice(1, None, 4))
