@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,8 @@ from cubeloom.errors import ConfigError, StoreError
 
 from . import store
 from .blocks import Block, halos_before, measure_block, plan_chain, run_chain
+from .chunks import Written, block_keys, write_block
+from .encoding import Array, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Shape, Window, tile
 from .readers.base import Source
@@ -39,6 +41,9 @@ DEFAULT_MEMORY = 4 * 2**30
 
 LARGEST_BLOCK = 512
 """Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
+
+UNHASHED = "not hashed"
+"""The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -55,7 +60,7 @@ class Journal(Protocol):
         """Values clipped so far, by variable."""
         ...
 
-    def add_block(self, window: Window, written: store.Written) -> None:
+    def add_block(self, window: Window, written: Written) -> None:
         """Record a finished block."""
         ...
 
@@ -83,7 +88,7 @@ class MemoryJournal:
         """Values clipped so far, by variable."""
         return self._clipped
 
-    def add_block(self, window: Window, written: store.Written) -> None:
+    def add_block(self, window: Window, written: Written) -> None:
         """Remember a finished block."""
         self._chunks |= written.hashes
         for name, count in written.clipped.items():
@@ -164,7 +169,7 @@ class Work:
 
 def _missing(groups: Sequence[SceneSpec], windows: Sequence[Window], known: Mapping[str, str]) -> list[Window]:
     groups = [spec for spec in groups if spec.variables]
-    return [window for window in windows if not set(store.block_keys(groups, window)) <= known.keys()]
+    return [window for window in windows if not set(block_keys(groups, window)) <= known.keys()]
 
 
 def make_plan(
@@ -197,7 +202,7 @@ def make_plan(
     specs = tuple(plan_chain(source.spec, active))
     groups = _published(specs, publish)
     measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
-    ingest = _ingest_shape(source, workers, memory)
+    ingest = _ingest_shape(source, memory)
     shape, projected = _fit(source, active, specs, ingest, workers, memory)
     content = content or source.fingerprint()
     identity = _identity(content, active, groups, workflow or {})
@@ -237,16 +242,18 @@ def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
     return not variable.is_cube or name == spec.subject
 
 
-def _ingest_shape(source: Source, workers: int, memory: int) -> Shape:
-    """The block that suits the file, halved until one variable of it for every worker fits the budget."""
-    spec = source.spec
-    shape = _whole_chunks(source.block_shape)
-    while shape != (CHUNK, CHUNK):
-        largest = max(_variable_bytes(spec, name, _pixels(spec, shape, spec.shape, 0)) for name in spec.variables)
-        if BASE_BYTES + workers * largest * 3 // 2 <= memory:
-            break
+def _ingest_shape(source: Source, memory: int) -> Shape:
+    """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget."""
+    shape = _whole_squares(source.block_shape, 2 * CHUNK)
+    while _ingest_bytes(source.spec, shape) > memory and shape != (CHUNK, CHUNK):
         shape = _halved(shape)
     return shape
+
+
+def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
+    """Peak memory of ingest: all threads share one block of one variable, read in parts and halved on the way out."""
+    pixels = _pixels(spec, shape, spec.shape, 0)
+    return BASE_BYTES + 2 * max(_variable_bytes(spec, name, pixels) for name in spec.variables)
 
 
 def _fit(
@@ -254,19 +261,17 @@ def _fit(
 ) -> tuple[Shape, int]:
     """The largest block whose way through the steps fits the budget, and the memory that the run takes."""
     spec = source.spec
-    largest = max(_variable_bytes(spec, name, _pixels(spec, ingest, spec.shape, 0)) for name in spec.variables)
-    floor = BASE_BYTES + workers * largest * 3 // 2
-    if not stages:
-        return ingest, floor
+    floor = _ingest_bytes(spec, ingest)
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         floor = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, spec.shape))
     shape = (LARGEST_BLOCK, LARGEST_BLOCK)
     while True:
-        projected = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, shape, spec.shape))
+        steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
+        projected = max(floor, BASE_BYTES + steps)
         if projected <= memory:
             return shape, projected
-        if shape == (CHUNK, CHUNK):
+        if shape == (CHUNK, CHUNK) or not stages:
             raise ConfigError(
                 f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base + "
                 f"{workers} workers x {(projected - BASE_BYTES) / workers / 2**20:.0f} MiB for a block with its halo; "
@@ -278,11 +283,11 @@ def _fit(
 def _halved(shape: Shape) -> Shape:
     """A block of half the size, cut across its longer side."""
     rows, cols = shape
-    return _whole_chunks((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols))
+    return _whole_squares((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols), CHUNK)
 
 
-def _whole_chunks(shape: Shape) -> Shape:
-    rows, cols = (max(-(-size // CHUNK), 1) * CHUNK for size in shape)
+def _whole_squares(shape: Shape, edge: int) -> Shape:
+    rows, cols = (max(-(-size // edge), 1) * edge for size in shape)
     return rows, cols
 
 
@@ -345,21 +350,22 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     total = plan.blocks
     done = total - len(work.ingest) - len(work.steps)
 
-    def run(task: Callable[[Window], store.Written], windows: Sequence[Window]) -> None:
+    def keep(windows: Sequence[Window], results: Iterable[Written]) -> None:
         nonlocal done
         progress("blocks", done, total)
-        for window, written in zip(windows, executor.map(task, windows), strict=True):
+        for window, written in zip(windows, results, strict=True):
             journal.add_block(window, written)
             done += 1
             progress("blocks", done, total)
 
     source = plan.source
     if plan.measured:
-        run(partial(_ingest_task, source, plan.measured, staged), work.ingest)
+        ingest = partial(_ingest_task, source, plan.measured, staged, executor.map, executor.workers)
+        keep(work.ingest, map(ingest, work.ingest))
         source = StoreSource(staged, "", source.spec)
     if work.steps:
         stats = settle_statistics(plan, source, journal, executor, progress)
-        run(partial(_block_task, plan, source, stats, staged), work.steps)
+        keep(work.steps, executor.map(partial(_block_task, plan, source, stats, staged), work.steps))
     record = {
         "identity": plan.identity,
         "scene_id": source.spec.scene_id,
@@ -401,21 +407,48 @@ def _measure_task(
     return measure_block(source, plan.stages, plan.specs, stats, windows[part], step, number)
 
 
-def _ingest_task(source: Source, spec: SceneSpec, staged: Path, core: Window) -> store.Written:
-    """One block as it was read, one variable after the other: memory holds one at a time."""
-    written = store.Written({}, 0, {})
+def _ingest_task(
+    source: Source, spec: SceneSpec, staged: Path, run: store.Submit, threads: int, core: Window
+) -> Written:
+    """One block as it was read, one variable after the other, all threads on the same block: memory holds it once."""
+    written = Written({}, 0, {})
     for name, variable in spec.variables.items():
-        one = replace(spec, variables={name: variable})
-        written += store.write_block(staged, Block(one, core, core, {name: source.read(name, core)}))
+        array = _read_together(source, name, core, run, threads)
+        block = Block(replace(spec, variables={name: variable}), core, core, {name: array})
+        squares = [
+            Window(core.row + part.row, core.col + part.col, part.height, part.width)
+            for part in tile(core.shape, (2 * CHUNK, 2 * CHUNK))
+        ]
+        for part in run(partial(write_block, staged), [block.crop(square) for square in squares]):
+            written += part
     return written
 
 
-def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> store.Written:
+def _read_together(source: Source, name: str, window: Window, run: store.Submit, threads: int) -> Array | Packed:
+    """A variable over a window; the bands of a cube are read in parts by several threads."""
+    count = source.spec.sizes(name)[0] if source.spec.variables[name].dims[0] == "band" else 0
+    if count < 2 * threads:
+        return source.read(name, window)
+    step = -(-count // (2 * threads))
+    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    whole: Array | None = None
+    packing = None
+    for part, array in zip(parts, run(partial(source.read, name, window), parts), strict=True):
+        numbers = array.data if isinstance(array, Packed) else array
+        packing = array.encoding if isinstance(array, Packed) else None
+        if whole is None:
+            whole = np.empty((count, *window.shape), numbers.dtype)
+        whole[part] = numbers
+    assert whole is not None
+    return Packed(whole, packing) if packing else whole
+
+
+def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> Written:
     """One block through the steps, and what they make into the store; doing it again leaves the same files."""
-    written = store.Written({}, 0, {})
+    written = Written({}, 0, {})
     blocks = {block.spec.group: block for block in run_chain(source, plan.stages, plan.specs, stats, core)}
     for spec in plan.derived:
-        written += store.write_block(staged, replace(blocks[spec.group], spec=spec))
+        written += write_block(staged, replace(blocks[spec.group], spec=spec))
     return written
 
 
@@ -439,7 +472,7 @@ def run_to_store(
         ConfigError: `out` exists and `overwrite` is not set.
     """
     _require_free(out, overwrite)
-    plan = make_plan(source, stages, workers=workers, memory=memory)
+    plan = make_plan(source, stages, workers=workers, memory=memory, content=UNHASHED)
     with _staging(out) as staged, Executor(workers) as executor:
         execute(plan, staged, MemoryJournal(), executor, progress)
         _replace(staged, out)
@@ -482,8 +515,8 @@ def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     return out
 
 
-def _write_window(staged: Path, spec: SceneSpec, window: Window, arrays: Mapping[str, Any]) -> store.Written:
-    return store.write_block(staged, Block(spec, window, window, arrays))
+def _write_window(staged: Path, spec: SceneSpec, window: Window, arrays: Mapping[str, Any]) -> Written:
+    return write_block(staged, Block(spec, window, window, arrays))
 
 
 def _require_free(out: Path, overwrite: bool) -> None:

@@ -1,60 +1,50 @@
-"""The product store: the only module that writes Zarr.
+"""The product store: the only module that lays out Zarr.
 
-A store is built in staging, block by block. A block owns whole chunks, so no two tasks write the same file and a
-block done twice leaves the same bytes. When all blocks stand, `seal` reads every chunk back against its hash, adds
-the overviews, consolidates the metadata and writes the commit record; `publish` renames the whole into place.
-A folder without a commit record is not a product.
+A store is built in staging. `create` lays out groups, coordinates and array metadata; blocks then write their chunks
+(`chunks.py`). When all stand, `seal` adds the overviews that are missing, reads every chunk back against its hash and
+writes the commit record; `publish` renames the whole into place. A folder without a commit record is not a product.
 """
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, BytesCodec
+from zarr.storage import MemoryStore
 
 from cubeloom.errors import StoreError
 
-from .blocks import Block
-from .encoding import Array, Encoding, Packed
-from .grids import CHUNK, Shape, Window, tile, tile_covering, whole
-from .overviews import halve, overview_factors
-from .scene import SceneSpec, Variable, coordinates
+from .chunks import (
+    BLOSC_BLOCK,
+    Hashes,
+    block_keys,
+    coarsened,
+    digest,
+    fill_value,
+    halve_chunks,
+    missing_overviews,
+    overview_group,
+    read_chunk,
+)
+from .grids import CHUNK, Shape, whole
+from .overviews import overview_factors
+from .scene import SceneSpec, coordinates
 
 COMMIT = "_COMMIT.json"
 LAYOUT_VERSION = 1
-EMPTY = ""
-"""Stands for the hash of a chunk that holds nothing but the fill value and has no file."""
-
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-Hashes = dict[str, str]
 Submit = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 """Runs a function over arguments and yields the results in order; a pool's `map`, or the built-in one."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What writing a block left: the hash of every chunk by its path in the store, bytes, and clipped values."""
-
-    hashes: Hashes
-    nbytes: int
-    clipped: dict[str, int]
-
-    def __add__(self, other: "Written") -> "Written":
-        clipped = {
-            name: self.clipped.get(name, 0) + other.clipped.get(name, 0) for name in {**self.clipped, **other.clipped}
-        }
-        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, clipped)
 
 
 def create(path: Path, groups: Sequence[SceneSpec]) -> None:
@@ -64,33 +54,25 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
         path: folder of the store, in staging.
         groups: one spec a group, whose variables are those to be written; the native grid first.
     """
+    files: dict[str, Any] = {}
+    layout = MemoryStore(files)  # the metadata are some hundred small files: laid out in memory, written at once
+    for spec in groups:
+        _create_group(layout, spec.group, spec)
+        for factor in overview_factors(spec.shape):
+            _create_group(layout, overview_group(spec.group, factor), coarsened(spec, factor))
+    with warnings.catch_warnings():  # consolidated metadata is outside the format 3 specification, and read by all
+        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata")
+        zarr.consolidate_metadata(layout)
     if path.exists():
         shutil.rmtree(path)
-    for spec in groups:
-        _create_group(path, spec.group, spec)
-        for factor in overview_factors(spec.shape):
-            _create_group(path, _overview_group(spec.group, factor), _coarsened(spec, factor))
+    for key, content in files.items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(content.to_bytes())
+    for folder in {(path / key).parent for spec in groups for key in _all_keys(spec)}:
+        folder.mkdir(parents=True)
 
 
-def _coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
-    """The Scene of an overview: every variable but per-band masks, on a grid `factor` times coarser."""
-    kept = {name: v for name, v in spec.variables.items() if not _is_band_mask(v)}
-    shape = (-(-spec.shape[0] // factor), -(-spec.shape[1] // factor))
-    from odc.geo.geobox import GeoBox
-
-    grid = GeoBox(shape, spec.grid.affine * spec.grid.affine.scale(factor), spec.grid.crs)
-    return replace(spec, variables=kept, grid=grid)
-
-
-def _is_band_mask(variable: Variable) -> bool:
-    return variable.dims[0] == "band" and variable.encoding.dtype == "bool"
-
-
-def _overview_group(group: str, factor: int) -> str:
-    return f"{group}/overviews/{factor}".lstrip("/")
-
-
-def _create_group(path: Path, group: str, spec: SceneSpec) -> None:
+def _create_group(layout: MemoryStore, group: str, spec: SceneSpec) -> None:
     frame = coordinates(spec)
     names, codes = np.unique(frame["detector"].values.astype(str), return_inverse=True)
     meanings = " ".join(name or "single" for name in names)
@@ -98,13 +80,18 @@ def _create_group(path: Path, group: str, spec: SceneSpec) -> None:
     frame["detector"] = ("band", codes.astype(np.uint8), flags)
     frame.attrs |= {"Conventions": "CF-1.11", **_geo_attributes(spec)}
     encoding = {name: {"_FillValue": None} for name in ("wavelength", "fwhm", "y", "x")}
-    frame.to_zarr(path, group=group or None, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
-    root = zarr.open_group(path / group, mode="r+")
-    for name, variable in spec.variables.items():
+    frame.to_zarr(layout, group=group or None, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+    root = zarr.open_group(layout, path=group, mode="r+")
+    for name in spec.variables:
         _create_array(root, name, spec)
-        for chunk_row in range(-(-spec.shape[0] // CHUNK)):
-            leading = [0] * (len(variable.dims) - 2)
-            (path / group / name).joinpath("c", *map(str, (*leading, chunk_row))).mkdir(parents=True)
+
+
+def _all_keys(spec: SceneSpec) -> Iterator[str]:
+    """Paths of all chunks of a group and its overviews."""
+    yield from block_keys([spec], whole(_native_shape(spec)))
+    for factor in overview_factors(spec.shape):
+        coarse = coarsened(spec, factor)
+        yield from block_keys([replace(coarse, group=overview_group(spec.group, factor), scale=1)], whole(coarse.shape))
 
 
 def _create_array(root: zarr.Group, name: str, spec: SceneSpec) -> None:
@@ -120,10 +107,14 @@ def _create_array(root: zarr.Group, name: str, spec: SceneSpec) -> None:
         shape=spec.sizes(name),
         chunks=_chunk_shape(spec, name),
         dtype=encoding.dtype,
-        fill_value=_fill(encoding),
+        fill_value=fill_value(encoding),
         serializer=BytesCodec(endian="little" if np.dtype(encoding.dtype).itemsize > 1 else None),
         compressors=BloscCodec(
-            typesize=np.dtype(encoding.dtype).itemsize, cname="zstd", clevel=1, shuffle="bitshuffle"
+            typesize=np.dtype(encoding.dtype).itemsize,
+            cname="zstd",
+            clevel=1,
+            shuffle="bitshuffle",
+            blocksize=BLOSC_BLOCK,
         ),
         dimension_names=variable.dims,
         attributes=attrs,
@@ -132,12 +123,6 @@ def _create_array(root: zarr.Group, name: str, spec: SceneSpec) -> None:
 
 def _chunk_shape(spec: SceneSpec, name: str) -> tuple[int, ...]:
     return (*spec.sizes(name)[:-2], CHUNK, CHUNK)
-
-
-def _fill(encoding: Encoding) -> float | int | bool:
-    if encoding.fill is not None:
-        return encoding.fill
-    return False if encoding.dtype == "bool" else 0
 
 
 def _geo_attributes(spec: SceneSpec) -> dict[str, Any]:
@@ -170,149 +155,10 @@ def _geo_attributes(spec: SceneSpec) -> dict[str, Any]:
     }
 
 
-def write_block(path: Path, block: Block) -> Written:
-    """Write the chunks of a block's variables.
-
-    Args:
-        path: the staged store.
-        block: its spec names the variables to write; its window must cover whole chunks, but at the scene's edge.
-
-    Raises:
-        StoreError: the window splits a chunk, or the disk refuses.
-    """
-    spec, window = block.spec, block.window
-    _require_whole_chunks(window, spec.shape)
-    written = Written({}, 0, {})
-    nbytes = 0
-    for name, variable in spec.variables.items():
-        array, clipped = block.arrays[name], 0
-        for part in _chunks_of(window):
-            packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
-            key = _chunk_key(spec.group, name, packed.ndim, part)
-            written.hashes[key], size = _write_chunk(path, key, packed, _fill(variable.encoding))
-            nbytes += size
-            clipped += outside
-        if _is_stored_form(array, variable.encoding):
-            written.hashes.update(_write_overviews(path, spec, name, _data(array), window))
-        if clipped:
-            written.clipped[name] = clipped
-    return replace(written, nbytes=nbytes)
-
-
-def _write_overviews(path: Path, spec: SceneSpec, name: str, level: Array, window: Window) -> Hashes:
-    """Overview chunks that a window holds all of: made while its pixels are at hand, the rest is left to `seal`."""
-    hashes: Hashes = {}
-    variable = spec.variables[name]
-    if _is_band_mask(variable):
-        return hashes
-    for factor in overview_factors(spec.shape):
-        if not _covers_chunks(window.scaled(factor // 2), spec.shape, CHUNK * factor):
-            break
-        level = halve(level, variable)
-        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
-        hashes |= _write_level(path, _overview_group(spec.group, factor), name, level, window, _fill(variable.encoding))
-    return hashes
-
-
-def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
-    hashes: Hashes = {}
-    for part in _chunks_of(window):
-        key = _chunk_key(group, name, level.ndim, part)
-        hashes[key], _ = _write_chunk(path, key, part.crop(level, window), fill)
-    return hashes
-
-
-def _require_whole_chunks(window: Window, shape: Shape) -> None:
-    if not _covers_chunks(window, shape, CHUNK):
-        raise StoreError(
-            f"{window} does not cover whole chunks of {CHUNK} px of a grid of {shape}; two tasks would write one"
-        )
-
-
-def _covers_chunks(window: Window, shape: Shape, edge: int) -> bool:
-    """Whether a window is made of whole squares of `edge` px, but where the grid ends."""
-    starts = window.row % edge == 0 and window.col % edge == 0
-    return starts and all(stop % edge == 0 or stop >= size for stop, size in zip(window.stop, shape, strict=True))
-
-
-def _chunks_of(window: Window) -> list[Window]:
-    return [
-        Window(window.row + part.row, window.col + part.col, part.height, part.width)
-        for part in tile(window.shape, (CHUNK, CHUNK))
-    ]
-
-
-def _data(array: Array | Packed) -> Array:
-    return array.data if isinstance(array, Packed) else array
-
-
-def _is_stored_form(array: Array | Packed, encoding: Encoding) -> bool:
-    return array.encoding == encoding if isinstance(array, Packed) else encoding.scale is None
-
-
-def _packed(part: Array, origin: Array | Packed, encoding: Encoding) -> tuple[Array, int]:
-    if isinstance(origin, Packed):
-        if origin.encoding == encoding:
-            return part, 0
-        part = origin.encoding.decode(part)
-    return encoding.encode(part)
-
-
-def _chunk_key(group: str, name: str, ndim: int, part: Window) -> str:
-    index = (*(0,) * (ndim - 2), part.row // CHUNK, part.col // CHUNK)
-    return "/".join(filter(None, (group, name, "c", *map(str, index))))
-
-
-def _write_chunk(path: Path, key: str, packed: Array, fill: float) -> tuple[str, int]:
-    """Encode one chunk and write its file; a chunk of fill alone gets none. Returns its hash and size."""
-    target = path / key
-    if _only(packed, fill):
-        target.unlink(missing_ok=True)
-        return EMPTY, 0
-    if packed.shape[-2:] != (CHUNK, CHUNK):
-        full = np.full((*packed.shape[:-2], CHUNK, CHUNK), fill, packed.dtype)
-        full[..., : packed.shape[-2], : packed.shape[-1]] = packed
-        packed = full
-    codec = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
-    encoded = codec.encode(np.ascontiguousarray(packed))
-    try:
-        target.write_bytes(encoded)
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise StoreError(f"{target}: cannot write a chunk of {len(encoded)} bytes: {error.strerror}") from error
-    return _digest(encoded), len(encoded)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _only(packed: Array, fill: float) -> bool:
-    """Whether every number is the fill value; the first one settles most cases."""
-    if fill != fill:
-        return bool(np.isnan(packed.flat[0]) and np.isnan(packed).all())
-    return bool(packed.flat[0] == fill and (packed == fill).all())
-
-
-def _read_chunk(path: Path, key: str, digest: str) -> bytes | None:
-    """A chunk's bytes, checked against its hash; None for an empty one."""
-    if digest == EMPTY:
-        return None
-    try:
-        data = (path / key).read_bytes()
-    except FileNotFoundError:
-        raise StoreError(f"{path}: chunk {key} is missing; run the workflow again to make the product anew") from None
-    if _digest(data) != digest:
-        raise StoreError(
-            f"{path}: chunk {key} does not match its recorded sha256; its bytes were changed after writing"
-        )
-    return data
-
-
 def seal(
     path: Path, groups: Sequence[SceneSpec], hashes: Mapping[str, str], record: Mapping[str, Any], run: Submit
 ) -> Hashes:
-    """Verify every chunk, add the overviews, consolidate, and write the commit record.
+    """Add the overviews, verify every chunk, and write the commit record.
 
     Args:
         path: the staged store, all of whose blocks are written.
@@ -332,29 +178,19 @@ def seal(
     for spec in groups:
         finer, group = spec, spec.group
         for factor in overview_factors(spec.shape):
-            target = _overview_group(spec.group, factor)
-            for made in run(_halve_chunks, _missing_overviews(path, finer, group, target, known)):
+            target = overview_group(spec.group, factor)
+            for made in run(halve_chunks, missing_overviews(path, finer, group, target, known)):
                 known |= made
-            finer, group = _coarsened(spec, factor), target
+            finer, group = coarsened(spec, factor), target
     _sweep(path, known)
+    flusher = threading.Thread(target=_sync, args=(path,))  # the disk takes the chunks while they are hashed
+    flusher.start()
     keys = list(known)
     for _ in run(_verify_chunks, [(path, {k: known[k] for k in keys[i : i + 16]}) for i in range(0, len(keys), 16)]):
         pass
-    with warnings.catch_warnings():  # consolidated metadata is outside the format 3 specification, and read by all
-        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata")
-        zarr.consolidate_metadata(path)
+    flusher.join()
     _write_commit(path, known, record)
     return known
-
-
-def block_keys(groups: Sequence[SceneSpec], window: Window) -> list[str]:
-    """Paths of all chunks that a window of the source's grid owns, in every group."""
-    return [
-        _chunk_key(spec.group, name, len(variable.dims), part)
-        for spec in groups
-        for part in _chunks_of(window.scaled(spec.scale))
-        for name, variable in spec.variables.items()
-    ]
 
 
 def _require_all_chunks(path: Path, groups: Sequence[SceneSpec], known: Mapping[str, str]) -> None:
@@ -367,92 +203,11 @@ def _native_shape(spec: SceneSpec) -> Shape:
     return spec.shape[0] // spec.scale, spec.shape[1] // spec.scale
 
 
-@dataclass(frozen=True)
-class _Square:
-    """Two by two chunks of one variable, and the overview group that one chunk made of them belongs to."""
-
-    path: Path
-    group: str
-    spec: SceneSpec
-    name: str
-    window: Window
-    target: str
-
-
-def _missing_overviews(
-    path: Path, spec: SceneSpec, group: str, target: str, known: Mapping[str, str]
-) -> Iterator[_Square]:
-    for name, variable in spec.variables.items():
-        if _is_band_mask(variable):
-            continue
-        for window in tile(spec.shape, (2 * CHUNK, 2 * CHUNK)):
-            coarse = Window(window.row // 2, window.col // 2, CHUNK, CHUNK)
-            if _chunk_key(target, name, len(variable.dims), coarse) not in known:
-                yield _Square(path, group, spec, name, window, target)
-
-
-def _halve_chunks(square: _Square) -> Hashes:
-    """One overview chunk from the chunks below it, each halved on its own: no array larger than a chunk is held."""
-    variable, outer = square.spec.variables[square.name], square.window
-    fill = _fill(variable.encoding)
-    coarse = Window(outer.row // 2, outer.col // 2, -(-outer.height // 2), -(-outer.width // 2))
-    level = np.full((*square.spec.sizes(square.name)[:-2], *coarse.shape), fill, variable.encoding.dtype)
-    for part in _chunks_of(outer):
-        finer = read_window(square.path, square.group, square.spec, square.name, part)
-        row, col = part.row // 2 - coarse.row, part.col // 2 - coarse.col
-        level[..., row : row + -(-part.height // 2), col : col + -(-part.width // 2)] = halve(finer, variable)
-    return _write_level(square.path, square.target, square.name, level, coarse, fill)
-
-
-def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
-    """Packed numbers of a variable over a window, straight from the chunks; a chunk without a file is fill.
-
-    Args:
-        path: the store, published or staged.
-        group: its group.
-        spec: the Scene in that group.
-        name: the variable.
-        window: px of that group's grid.
-
-    Raises:
-        StoreError: a chunk cannot be decoded.
-    """
-    encoding = spec.variables[name].encoding
-    leading = spec.sizes(name)[:-2]
-    out: Array | None = None
-    for part in tile_covering(window):
-        numbers = _read_numbers(
-            path, _chunk_key(group, name, len(leading) + 2, part), encoding, (*leading, CHUNK, CHUNK)
-        )
-        if numbers is not None and part == window:
-            return numbers
-        if out is None:
-            out = np.full((*leading, *window.shape), _fill(encoding), encoding.dtype)
-        if numbers is not None:
-            shared = part.overlap(window)
-            out[(..., *shared.within(window).slices)] = shared.crop(numbers, part)
-    assert out is not None
-    return out
-
-
-def _read_numbers(path: Path, key: str, encoding: Encoding, shape: tuple[int, ...]) -> Array | None:
-    """A whole chunk's packed numbers (read-only), or None where it has no file."""
-    try:
-        data = (path / key).read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        return np.frombuffer(Blosc().decode(data), encoding.dtype).reshape(shape)
-    except (RuntimeError, ValueError) as error:
-        raise StoreError(f"{path}: chunk {key} cannot be decoded: {error}; validate the store") from None
-
-
 def _verify_chunks(task: tuple[Path, Hashes]) -> None:
     """Read chunks back against their hashes."""
     path, hashes = task
-    for key, digest in hashes.items():
-        if digest != EMPTY:
-            _read_chunk(path, key, digest)
+    for key, expected in hashes.items():
+        read_chunk(path, key, expected)
 
 
 def _sweep(path: Path, known: Mapping[str, str]) -> None:
@@ -466,7 +221,7 @@ def _sweep(path: Path, known: Mapping[str, str]) -> None:
 def _write_commit(path: Path, known: Mapping[str, str], record: Mapping[str, Any]) -> None:
     """The commit record: the hash of every chunk, of the metadata, and of the coordinates."""
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    metadata = {key: _digest(file.read_bytes()) for key, file in files.items() if key not in known}
+    metadata = {key: digest(file.read_bytes()) for key, file in files.items() if key not in known}
     commit = {"layout": LAYOUT_VERSION, **record, "metadata": metadata, "chunks": dict(sorted(known.items()))}
     (path / COMMIT).write_text(json.dumps(commit, indent=1))
     _sync(path)
@@ -525,11 +280,11 @@ def verify(path: Path) -> dict[str, int]:
         StoreError: names the files that are missing, changed or not part of the product.
     """
     commit = read_commit(path)
-    files = {**commit["metadata"], **{key: digest for key, digest in commit["chunks"].items() if digest}}
+    files = {**commit["metadata"], **{key: known for key, known in commit["chunks"].items() if known}}
     problems = []
-    for key, digest in files.items():
+    for key, expected in files.items():
         try:
-            _read_chunk(path, key, digest)
+            read_chunk(path, key, expected)
         except StoreError as error:
             problems.append(str(error))
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
@@ -537,5 +292,5 @@ def verify(path: Path) -> dict[str, int]:
     if problems:
         shown = "\n  - ".join(problems[:5])
         raise StoreError(f"{path} is damaged ({len(problems)} files):\n  - {shown}")
-    empty = sum(not digest for digest in commit["chunks"].values())
+    empty = sum(not known for known in commit["chunks"].values())
     return {"chunks": len(commit["chunks"]), "empty": empty, "metadata": len(commit["metadata"])}

@@ -19,7 +19,7 @@ import numpy as np
 
 from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.stages.base import Stats
-from cubeloom.pipeline.store import Written
+from cubeloom.pipeline.chunks import Written
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scene (

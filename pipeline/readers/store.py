@@ -78,7 +78,7 @@ class StoreSource:
 
     def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
         """One window of a variable, still packed where the store packs it."""
-        from cubeloom.pipeline.store import read_window
+        from cubeloom.pipeline.chunks import read_window
 
         data = read_window(self.path, self.group, self.spec, name, window)
         if bands is not None:

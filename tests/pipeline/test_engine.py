@@ -44,7 +44,9 @@ def examples(scene, tmp_path) -> dict[str, list]:
         "destripe": [mask, stage_class("destripe")()],
         "denoise": [mask, stage_class("denoise")()],
         "select_bands": [stage_class("select_bands")(wavelengths=((400, 1500),))],
-        "resample_bands": [stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=400.0, max_uncovered=0.2, group="broad")],
+        "resample_bands": [
+            stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=400.0, max_uncovered=0.2, group="broad")
+        ],
         "superres": [mask, stage_class("superres")(scale=2)],
         "classify": [mask, stage_class("classify")(model=str(trained(scene, tmp_path / "model.skops")))],
     }
@@ -154,12 +156,15 @@ def test_a_plan_above_the_budget_is_refused_with_its_arithmetic(scene):
 
 def test_blocks_shrink_to_the_budget(make_scene):
     scene = make_scene(height=600, width=600, bands=60)
-    wide = make_plan(Blocks(scene, (512, 512)), [], workers=2, memory=8 * 2**30)
-    tight = make_plan(Blocks(scene, (512, 512)), [], workers=2, memory=400 * 2**20)
+    stages = [stage_class("mask")(), stage_class("denoise")()]
+    wide = make_plan(Blocks(scene, (512, 512)), stages, workers=2, memory=8 * 2**30)
+    tight = make_plan(Blocks(scene, (512, 512)), stages, workers=2, memory=700 * 2**20)
     assert wide.block_shape == (512, 512)
     assert tight.block_shape[0] * tight.block_shape[1] < 512 * 512
-    assert tight.projected_bytes <= 400 * 2**20
+    assert tight.projected_bytes <= 700 * 2**20
     assert tight.identity == wide.identity, "memory is no part of what a product is"
+    ingest = make_plan(Blocks(scene, (512, 512)), [], memory=400 * 2**20)
+    assert ingest.ingest_shape[0] * ingest.ingest_shape[1] < 512 * 512
 
 
 def test_publishing_what_no_step_makes_is_refused(scene):

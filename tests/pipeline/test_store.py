@@ -11,7 +11,7 @@ import xarray as xr
 
 import cubeloom
 from cubeloom.errors import ConfigError, StoreError
-from cubeloom.pipeline import store
+from cubeloom.pipeline import chunks, store
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.scene import Variable, cube_variable, spec_of
@@ -83,7 +83,7 @@ def test_a_block_that_splits_a_chunk_is_refused(make_scene, tmp_path):
     spec = spec_of(make_scene())
     window = Window(0, 64, 128, 128)
     with pytest.raises(StoreError, match="whole chunks"):
-        store.write_block(tmp_path, Block(spec, window, window, {}))
+        chunks.write_block(tmp_path, Block(spec, window, window, {}))
 
 
 def test_a_store_without_a_commit_record_is_no_product(published):
@@ -122,14 +122,14 @@ def test_sealing_needs_every_chunk_as_it_was_written(make_scene, tmp_path):
     store.create(staged, [spec])
     window = Window(0, 0, 128, 200)
     arrays = {name: scene[name].values[..., :128, :] for name in spec.variables}
-    written = store.write_block(staged, Block(spec, window, window, arrays))
+    written = chunks.write_block(staged, Block(spec, window, window, arrays))
     with pytest.raises(StoreError, match="never written"):
         store.seal(staged, [spec], written.hashes, {}, map)
     with pytest.raises(StoreError, match="no commit record"):
         store.publish(staged, tmp_path / "out.zarr")
     rest = Window(128, 0, 72, 200)
     arrays = {name: scene[name].values[..., 128:, :] for name in spec.variables}
-    hashes = written.hashes | store.write_block(staged, Block(spec, rest, rest, arrays)).hashes
+    hashes = written.hashes | chunks.write_block(staged, Block(spec, rest, rest, arrays)).hashes
     chunk = next(staged / key for key in hashes if key.startswith("reflectance"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(StoreError, match="does not match its recorded sha256"):
@@ -187,9 +187,9 @@ def test_a_finer_group_is_a_scene_of_its_own(make_scene, tmp_path):
         native = {name: scene[name].values[..., rows, cols] for name in spec.variables}
         double = {"reflectance": native["reflectance"].repeat(2, -1).repeat(2, -2)}
         finer = window.scaled(2)
-        written = store.write_block(staged, Block(spec, window, window, native)).hashes
-        written |= store.write_block(staged, Block(fine, finer, finer, double)).hashes
-        assert set(store.block_keys([spec, fine], window)) == written.keys()
+        written = chunks.write_block(staged, Block(spec, window, window, native)).hashes
+        written |= chunks.write_block(staged, Block(fine, finer, finer, double)).hashes
+        assert set(chunks.block_keys([spec, fine], window)) == written.keys()
         hashes |= written
     store.seal(staged, [spec, fine], hashes, {}, map)
     opened = cubeloom.open_scene(staged, group="x2")

@@ -1,0 +1,306 @@
+"""The chunk files of a store: packed, compressed, hashed; written by blocks and read back by windows.
+
+A block owns whole chunks, so no two tasks write the same file, and a block done twice leaves the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numcodecs.blosc import Blosc
+from odc.geo.geobox import GeoBox
+
+from cubeloom.errors import StoreError
+
+from .blocks import Block
+from .encoding import Array, Encoding, Packed
+from .grids import CHUNK, Shape, Window, tile, tile_covering
+from .overviews import halve, overview_factors
+from .scene import SceneSpec, Variable
+
+EMPTY = ""
+"""Stands for the hash of a chunk that holds nothing but the fill value and has no file."""
+
+BLOSC_BLOCK = 2**20
+"""Bytes that Blosc shuffles and compresses together. Its own choice (32 KiB) cuts the bit planes of a cube into shreds:
+on a simulated scene 1 MiB packed 9 % smaller, 1.9 times as fast, and came back 3 times as fast."""
+
+_CODEC = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, blocksize=BLOSC_BLOCK)
+
+Hashes = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What writing a block left: the hash of every chunk by its path in the store, bytes, and clipped values."""
+
+    hashes: Hashes
+    nbytes: int
+    clipped: dict[str, int]
+
+    def __add__(self, other: "Written") -> "Written":
+        clipped = {
+            name: self.clipped.get(name, 0) + other.clipped.get(name, 0) for name in {**self.clipped, **other.clipped}
+        }
+        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, clipped)
+
+
+def write_block(path: Path, block: Block) -> Written:
+    """Write the chunks of a block's variables.
+
+    Args:
+        path: the staged store.
+        block: its spec names the variables to write; its window must cover whole chunks, but at the scene's edge.
+
+    Raises:
+        StoreError: the window splits a chunk, or the disk refuses.
+    """
+    spec, window = block.spec, block.window
+    _require_whole_chunks(window, spec.shape)
+    written = Written({}, 0, {})
+    nbytes = 0
+    for name, variable in spec.variables.items():
+        array, clipped = block.arrays[name], 0
+        for part in chunks_of(window):
+            packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
+            key = chunk_key(spec.group, name, packed.ndim, part)
+            written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding))
+            nbytes += size
+            clipped += outside
+        if _is_stored_form(array, variable.encoding):
+            written.hashes.update(_write_overviews(path, spec, name, _data(array), window))
+        if clipped:
+            written.clipped[name] = clipped
+    return replace(written, nbytes=nbytes)
+
+
+def _write_overviews(path: Path, spec: SceneSpec, name: str, level: Array, window: Window) -> Hashes:
+    """Overview chunks that a window holds all of: made while its pixels are at hand, the rest is left to `seal`."""
+    hashes: Hashes = {}
+    variable = spec.variables[name]
+    if is_band_mask(variable):
+        return hashes
+    for factor in overview_factors(spec.shape):
+        if not _covers_chunks(window.scaled(factor // 2), spec.shape, CHUNK * factor):
+            break
+        level = halve(level, variable)
+        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
+        hashes |= _write_level(
+            path, overview_group(spec.group, factor), name, level, window, fill_value(variable.encoding)
+        )
+    return hashes
+
+
+def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
+    hashes: Hashes = {}
+    for part in chunks_of(window):
+        key = chunk_key(group, name, level.ndim, part)
+        hashes[key], _ = _write_chunk(path, key, part.crop(level, window), fill)
+    return hashes
+
+
+def _require_whole_chunks(window: Window, shape: Shape) -> None:
+    if not _covers_chunks(window, shape, CHUNK):
+        raise StoreError(
+            f"{window} does not cover whole chunks of {CHUNK} px of a grid of {shape}; two tasks would write one"
+        )
+
+
+def _covers_chunks(window: Window, shape: Shape, edge: int) -> bool:
+    """Whether a window is made of whole squares of `edge` px, but where the grid ends."""
+    starts = window.row % edge == 0 and window.col % edge == 0
+    return starts and all(stop % edge == 0 or stop >= size for stop, size in zip(window.stop, shape, strict=True))
+
+
+def chunks_of(window: Window) -> list[Window]:
+    """The chunks of a window, cut where it ends, row by row."""
+    return [
+        Window(window.row + part.row, window.col + part.col, part.height, part.width)
+        for part in tile(window.shape, (CHUNK, CHUNK))
+    ]
+
+
+def _data(array: Array | Packed) -> Array:
+    return array.data if isinstance(array, Packed) else array
+
+
+def _is_stored_form(array: Array | Packed, encoding: Encoding) -> bool:
+    return array.encoding == encoding if isinstance(array, Packed) else encoding.scale is None
+
+
+def _packed(part: Array, origin: Array | Packed, encoding: Encoding) -> tuple[Array, int]:
+    if isinstance(origin, Packed):
+        if origin.encoding == encoding:
+            return part, 0
+        part = origin.encoding.decode(part)
+    return encoding.encode(part)
+
+
+def chunk_key(group: str, name: str, ndim: int, part: Window) -> str:
+    """Path in the store of the chunk that a window lies in."""
+    index = (*(0,) * (ndim - 2), part.row // CHUNK, part.col // CHUNK)
+    return "/".join(filter(None, (group, name, "c", *map(str, index))))
+
+
+def _write_chunk(path: Path, key: str, packed: Array, fill: float) -> tuple[str, int]:
+    """Encode one chunk and write its file; a chunk of fill alone gets none. Returns its hash and size."""
+    target = path / key
+    if _only(packed, fill):
+        target.unlink(missing_ok=True)
+        return EMPTY, 0
+    if packed.shape[-2:] != (CHUNK, CHUNK):
+        full = np.full((*packed.shape[:-2], CHUNK, CHUNK), fill, packed.dtype)
+        full[..., : packed.shape[-2], : packed.shape[-1]] = packed
+        packed = full
+    encoded = _CODEC.encode(np.ascontiguousarray(packed))
+    try:
+        target.write_bytes(encoded)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise StoreError(f"{target}: cannot write a chunk of {len(encoded)} bytes: {error.strerror}") from error
+    return digest(encoded), len(encoded)
+
+
+def digest(data: bytes) -> str:
+    """sha256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _only(packed: Array, fill: float) -> bool:
+    """Whether every number is the fill value; the first one settles most cases."""
+    if fill != fill:
+        return bool(np.isnan(packed.flat[0]) and np.isnan(packed).all())
+    return bool(packed.flat[0] == fill and (packed == fill).all())
+
+
+def read_chunk(path: Path, key: str, expected: str) -> bytes | None:
+    """A chunk's bytes, checked against its hash; None for an empty one."""
+    if expected == EMPTY:
+        return None
+    try:
+        data = (path / key).read_bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: chunk {key} is missing; run the workflow again to make the product anew") from None
+    if digest(data) != expected:
+        raise StoreError(
+            f"{path}: chunk {key} does not match its recorded sha256; its bytes were changed after writing"
+        )
+    return data
+
+
+def block_keys(groups: Sequence[SceneSpec], window: Window) -> list[str]:
+    """Paths of all chunks that a window of the source's grid owns, in every group."""
+    return [
+        chunk_key(spec.group, name, len(variable.dims), part)
+        for spec in groups
+        for part in chunks_of(window.scaled(spec.scale))
+        for name, variable in spec.variables.items()
+    ]
+
+
+def coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
+    """The Scene of an overview: every variable but per-band masks, on a grid `factor` times coarser."""
+    kept = {name: v for name, v in spec.variables.items() if not is_band_mask(v)}
+    shape = (-(-spec.shape[0] // factor), -(-spec.shape[1] // factor))
+    grid = GeoBox(shape, spec.grid.affine * spec.grid.affine.scale(factor), spec.grid.crs)
+    return replace(spec, variables=kept, grid=grid)
+
+
+def is_band_mask(variable: Variable) -> bool:
+    """Whether a variable is a mask of every band, which gets no overviews."""
+    return variable.dims[0] == "band" and variable.encoding.dtype == "bool"
+
+
+def overview_group(group: str, factor: int) -> str:
+    """The group of an overview of a group."""
+    return f"{group}/overviews/{factor}".lstrip("/")
+
+
+def fill_value(encoding: Encoding) -> float | int | bool:
+    """What a chunk without a file stands for."""
+    if encoding.fill is not None:
+        return encoding.fill
+    return False if encoding.dtype == "bool" else 0
+
+
+@dataclass(frozen=True)
+class Square:
+    """Two by two chunks of one variable, and the overview group that one chunk made of them belongs to."""
+
+    path: Path
+    group: str
+    spec: SceneSpec
+    name: str
+    window: Window
+    target: str
+
+
+def missing_overviews(
+    path: Path, spec: SceneSpec, group: str, target: str, known: Mapping[str, str]
+) -> Iterator[Square]:
+    """The squares whose overview chunk no block has written, because none held all of it."""
+    for name, variable in spec.variables.items():
+        if is_band_mask(variable):
+            continue
+        for window in tile(spec.shape, (2 * CHUNK, 2 * CHUNK)):
+            coarse = Window(window.row // 2, window.col // 2, CHUNK, CHUNK)
+            if chunk_key(target, name, len(variable.dims), coarse) not in known:
+                yield Square(path, group, spec, name, window, target)
+
+
+def halve_chunks(square: Square) -> Hashes:
+    """One overview chunk from the chunks below it, each halved on its own: no array larger than a chunk is held."""
+    variable, outer = square.spec.variables[square.name], square.window
+    fill = fill_value(variable.encoding)
+    coarse = Window(outer.row // 2, outer.col // 2, -(-outer.height // 2), -(-outer.width // 2))
+    level = np.full((*square.spec.sizes(square.name)[:-2], *coarse.shape), fill, variable.encoding.dtype)
+    for part in chunks_of(outer):
+        finer = read_window(square.path, square.group, square.spec, square.name, part)
+        row, col = part.row // 2 - coarse.row, part.col // 2 - coarse.col
+        level[..., row : row + -(-part.height // 2), col : col + -(-part.width // 2)] = halve(finer, variable)
+    return _write_level(square.path, square.target, square.name, level, coarse, fill)
+
+
+def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
+    """Packed numbers of a variable over a window, straight from the chunks; a chunk without a file is fill.
+
+    Args:
+        path: the store, published or staged.
+        group: its group.
+        spec: the Scene in that group.
+        name: the variable.
+        window: px of that group's grid.
+
+    Raises:
+        StoreError: a chunk cannot be decoded.
+    """
+    encoding = spec.variables[name].encoding
+    leading = spec.sizes(name)[:-2]
+    out: Array | None = None
+    for part in tile_covering(window):
+        numbers = _read_numbers(
+            path, chunk_key(group, name, len(leading) + 2, part), encoding, (*leading, CHUNK, CHUNK)
+        )
+        if numbers is not None and part == window:
+            return numbers
+        if out is None:
+            out = np.full((*leading, *window.shape), fill_value(encoding), encoding.dtype)
+        if numbers is not None:
+            shared = part.overlap(window)
+            out[(..., *shared.within(window).slices)] = shared.crop(numbers, part)
+    assert out is not None
+    return out
+
+
+def _read_numbers(path: Path, key: str, encoding: Encoding, shape: tuple[int, ...]) -> Array | None:
+    """A whole chunk's packed numbers (read-only), or None where it has no file."""
+    try:
+        data = (path / key).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return np.frombuffer(_CODEC.decode(data), encoding.dtype).reshape(shape)
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(f"{path}: chunk {key} cannot be decoded: {error}; validate the store") from None
