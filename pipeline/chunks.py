@@ -34,17 +34,30 @@ Hashes = dict[str, str]
 
 @dataclass(frozen=True)
 class Written:
-    """What writing a block left: the hash of every chunk by its path in the store, bytes, and clipped values."""
+    """What writing a block left.
+
+    Attributes:
+        hashes: the hash of every chunk by its path in the store.
+        nbytes: size of them all.
+        clipped: how many values were clipped, of the chunks where any were. They are counted by chunk, so that a
+            chunk written twice, in blocks of two sizes, counts once.
+    """
 
     hashes: Hashes
     nbytes: int
     clipped: dict[str, int]
 
     def __add__(self, other: "Written") -> "Written":
-        clipped = {
-            name: self.clipped.get(name, 0) + other.clipped.get(name, 0) for name in {**self.clipped, **other.clipped}
-        }
-        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, clipped)
+        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, self.clipped | other.clipped)
+
+
+def clipped_by_variable(clipped: Mapping[str, int]) -> dict[str, int]:
+    """How many values of every variable were clipped, from the counts of its chunks."""
+    total: dict[str, int] = {}
+    for key, count in sorted(clipped.items()):
+        name = key.partition("/c/")[0]
+        total[name] = total.get(name, 0) + count
+    return total
 
 
 def write_block(path: Path, block: Block) -> Written:
@@ -62,17 +75,16 @@ def write_block(path: Path, block: Block) -> Written:
     written = Written({}, 0, {})
     nbytes = 0
     for name, variable in spec.variables.items():
-        array, clipped = block.arrays[name], 0
+        array = block.arrays[name]
         for part in chunks_of(window):
             packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
             key = chunk_key(spec.group, name, packed.ndim, part)
             written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding))
             nbytes += size
-            clipped += outside
+            if outside:
+                written.clipped[key] = outside
         if _is_stored_form(array, variable.encoding):
             written.hashes.update(_write_overviews(path, spec, name, _data(array), window))
-        if clipped:
-            written.clipped[name] = clipped
     return replace(written, nbytes=nbytes)
 
 

@@ -25,7 +25,7 @@ from cubeloom.errors import ConfigError, StoreError
 
 from . import store
 from .blocks import Block, halos_before, measure_block, plan_chain, run_chain
-from .chunks import Written, block_keys, write_block
+from .chunks import Written, block_keys, clipped_by_variable, write_block
 from .encoding import Array, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Shape, Window, tile
@@ -86,13 +86,12 @@ class MemoryJournal:
 
     def clipped(self) -> Mapping[str, int]:
         """Values clipped so far, by variable."""
-        return self._clipped
+        return clipped_by_variable(self._clipped)
 
     def add_block(self, window: Window, written: Written) -> None:
         """Remember a finished block."""
         self._chunks |= written.hashes
-        for name, count in written.clipped.items():
-            self._clipped[name] = self._clipped.get(name, 0) + count
+        self._clipped |= written.clipped
 
     def statistics(self, step: int, number: int, part: int) -> Stats | None:
         """Nothing is ever found: every pass runs once in a process."""
@@ -371,7 +370,7 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
         "scene_id": source.spec.scene_id,
         "source": plan.content,
         "stages": [stage.fingerprint() for stage in plan.stages],
-        "clipped": dict(sorted(journal.clipped().items())),
+        "clipped": dict(journal.clipped()),
     }
     progress("verify", 0, 1)
     store.seal(staged, plan.groups, journal.chunks(), record, executor.map)

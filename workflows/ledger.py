@@ -5,10 +5,9 @@ a run that was killed at any moment goes on at the first block without a row.
 """
 
 import io
-import json
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,18 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from cubeloom.pipeline.chunks import Written, clipped_by_variable
 from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.stages.base import Stats
-from cubeloom.pipeline.chunks import Written
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scene (
     identity TEXT PRIMARY KEY, item TEXT NOT NULL, workflow TEXT NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, cause TEXT, product TEXT, started TEXT, ended TEXT);
 CREATE TABLE IF NOT EXISTS chunk (
-    identity TEXT NOT NULL, key TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (identity, key)) WITHOUT ROWID;
+    identity TEXT NOT NULL, key TEXT NOT NULL, sha256 TEXT NOT NULL, clipped INTEGER NOT NULL,
+    PRIMARY KEY (identity, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS block (
-    identity TEXT NOT NULL, row INTEGER, col INTEGER, height INTEGER, width INTEGER, bytes INTEGER, clipped TEXT,
+    identity TEXT NOT NULL, row INTEGER, col INTEGER, height INTEGER, width INTEGER, bytes INTEGER,
     PRIMARY KEY (identity, row, col, height, width)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS statistics (
     identity TEXT NOT NULL, step INTEGER, number INTEGER, part INTEGER, sums BLOB NOT NULL,
@@ -94,11 +94,9 @@ class Ledger:
 
     def forget(self, identity: str) -> None:
         """Drop the blocks and statistics of a product: it stands, or its staging is gone."""
-        with closing(self._db.cursor()) as cursor:
-            cursor.execute("BEGIN")
+        with _transaction(self._db):
             for table in ("chunk", "block", "statistics"):
-                cursor.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
-            cursor.execute("COMMIT")
+                self._db.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
 
     def supersede(self, identity: str, item: str, workflow: str) -> list[str]:
         """Drop the unfinished attempts at a scene's product under other identities; returns these."""
@@ -123,6 +121,19 @@ class Ledger:
         return LedgerJournal(self._db, identity)
 
 
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All statements of a block of code, or none of them."""
+    db.execute("BEGIN")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("ROLLBACK")
+        raise
+
+
 class LedgerJournal:
     """The finished blocks and statistics of one product, kept over a kill."""
 
@@ -135,25 +146,18 @@ class LedgerJournal:
 
     def clipped(self) -> Mapping[str, int]:
         """Values clipped so far, by variable."""
-        total: dict[str, int] = {}
-        for (text,) in self._db.execute("SELECT clipped FROM block WHERE identity = ?", (self._identity,)):
-            for name, count in json.loads(text).items():
-                total[name] = total.get(name, 0) + count
-        return total
+        rows = self._db.execute("SELECT key, clipped FROM chunk WHERE identity = ? AND clipped > 0", (self._identity,))
+        return clipped_by_variable(dict(rows))
 
     def add_block(self, window: Window, written: Written) -> None:
         """Record a finished block and its chunks in one transaction."""
-        with closing(self._db.cursor()) as cursor:
-            cursor.execute("BEGIN")
-            cursor.executemany(
-                "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)",
-                [(self._identity, key, digest) for key, digest in written.hashes.items()],
+        with _transaction(self._db):
+            self._db.executemany(
+                "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?)",
+                [(self._identity, key, sha256, written.clipped.get(key, 0)) for key, sha256 in written.hashes.items()],
             )
             values = (self._identity, window.row, window.col, window.height, window.width, written.nbytes)
-            cursor.execute(
-                "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, json.dumps(written.clipped))
-            )
-            cursor.execute("COMMIT")
+            self._db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def statistics(self, step: int, number: int, part: int) -> Stats | None:
         """Partial sums recorded for a block of a statistics pass."""
