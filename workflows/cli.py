@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` is quick."""
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -277,14 +278,23 @@ def report(
 def main() -> None:
     """Entry point: our own errors become one message and an exit code."""
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # sensor geometry has none by design
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except CubeloomError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; finished blocks are kept, the same command goes on from there\n")
+        sys.stderr.write("interrupted; a run keeps its finished blocks, the same command goes on from there\n")
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(*_: object) -> None:
+    """End on SIGTERM as a program does that does not handle it, but let the blocks under way come to their end."""
+    sys.stderr.write("stopped by SIGTERM; a run keeps its finished blocks, the same command goes on from there\n")
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":
