@@ -1,7 +1,9 @@
 """Fixtures for all tests."""
 
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +25,34 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real scenes are not at {folder}; set CUBELOOM_SHARED to the folder that holds data/")
     return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call of the command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+CommandLine = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line in this process: call it with its arguments, as strings or paths."""
+    from cubeloom.workflows.cli import main
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["cubeloom", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    return call
 
 
 SceneMaker = Callable[..., xr.Dataset]
