@@ -1,6 +1,7 @@
 """Coarser levels of a variable: each pixel stands for two by two of the finer level."""
 
 import numpy as np
+import numpy.typing as npt
 
 from .encoding import Array
 from .grids import Shape
@@ -51,20 +52,23 @@ def _quarters(level: Array) -> list[Array]:
 
 def _mean_of_integers(level: Array, fill: float | None) -> Array:
     """Rounded mean of packed values, fill left out; halves are rounded up."""
+    mean = np.asarray((_sum_of_quarters(level, np.int32) + 2) >> 2)
     empty = level == fill
     if not empty.any():
-        return np.asarray((_sum_of_quarters(level) + 2) >> 2)
-    if empty.all():
-        return np.full((level.shape[0], level.shape[1] // 2, level.shape[2] // 2), fill, level.dtype)
-    total = _sum_of_quarters(np.where(empty, level.dtype.type(0), level))
-    count = 4 - _sum_of_quarters(empty.view(np.uint8))
-    mean = (2 * total + count) // np.maximum(2 * count, 1)
-    return np.asarray(np.where(count == 0, fill, mean))
+        return mean
+    holes = _sum_of_quarters(empty.view(np.uint8), np.uint8)
+    mean[holes == 4] = fill
+    edge = np.nonzero((holes > 0) & (holes < 4))  # few: the rim of what has no value
+    quarters = np.stack([quarter[edge] for quarter in _quarters(level)]).astype(np.int32)
+    known = quarters != fill
+    total, count = np.where(known, quarters, 0).sum(axis=0), known.sum(axis=0)
+    mean[edge] = (2 * total + count) // (2 * count)
+    return mean
 
 
-def _sum_of_quarters(level: Array) -> Array:
-    """Sum of every two by two pixels, int32; rows first, since whole rows add fastest."""
-    rows = np.add(level[:, ::2], level[:, 1::2], dtype=np.int32)
+def _sum_of_quarters(level: Array, dtype: npt.DTypeLike) -> Array:
+    """Sum of every two by two pixels; rows first, since whole rows add fastest."""
+    rows = np.add(level[:, ::2], level[:, 1::2], dtype=dtype)
     return np.asarray(rows[..., ::2] + rows[..., 1::2])
 
 
