@@ -428,18 +428,17 @@ def _read_together(source: Source, name: str, window: Window, run: store.Submit,
     count = source.spec.sizes(name)[0] if source.spec.variables[name].dims[0] == "band" else 0
     if count < 2 * threads:
         return source.read(name, window)
+    encoding = source.spec.variables[name].encoding
+    whole = np.empty((count, *window.shape), encoding.dtype if source.exact else encoding.decoded_dtype)
     step = -(-count // (2 * threads))
     parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-    whole: Array | None = None
-    packing = None
-    for part, array in zip(parts, run(partial(source.read, name, window), parts), strict=True):
+    packed = False
+    for part, array in zip(parts, run(lambda part: source.read(name, window, part, whole[part]), parts), strict=True):
+        packed = isinstance(array, Packed)
         numbers = array.data if isinstance(array, Packed) else array
-        packing = array.encoding if isinstance(array, Packed) else None
-        if whole is None:
-            whole = np.empty((count, *window.shape), numbers.dtype)
-        whole[part] = numbers
-    assert whole is not None
-    return Packed(whole, packing) if packing else whole
+        if not np.shares_memory(numbers, whole[part]):
+            whole[part] = numbers
+    return Packed(whole, encoding) if packed else whole
 
 
 def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> Written:

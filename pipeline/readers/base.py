@@ -31,8 +31,11 @@ class Source(Protocol):
         """Whether what is read survives the store's encoding to the last bit: steps may then read it back."""
         ...
 
-    def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
+    def read(self, name: str, window: Window, bands: slice | None = None, out: Array | None = None) -> Array | Packed:
         """Pixels of one variable: `(band, y, x)` or `(y, x)`, of `bands` alone where given.
+
+        A source whose file holds the numbers in the very type of `out` reads into it and gives it back; others leave
+        it alone.
 
         A cube whose numbers already lie as the store wants them comes as `Packed`; others as float32 with NaN for
         "no value", masks as bool, flags as uint32.
@@ -119,7 +122,7 @@ class SceneSource:
         """False: stages make any float, and the store packs them."""
         return False
 
-    def read(self, name: str, window: Window, bands: slice | None = None) -> Array:
+    def read(self, name: str, window: Window, bands: slice | None = None, out: Array | None = None) -> Array:
         """Compute one window of a variable on the calling thread."""
         rows, cols = window.slices
         part = self.scene[name].isel(y=rows, x=cols)

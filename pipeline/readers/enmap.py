@@ -118,7 +118,7 @@ class EnmapSource:
         """Whether the cube's numbers are stored as they lie in the file, or as float32."""
         return self.decoding.packed or self.spec.variables[self.spec.measurement].encoding.scale is None
 
-    def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
+    def read(self, name: str, window: Window, bands: slice | None = None, out: Array | None = None) -> Array | Packed:
         """Pixels of one variable, see `Source.read`; L2A reflectance comes packed, as it lies in the file.
 
         Raises:
@@ -126,17 +126,18 @@ class EnmapSource:
         """
         bands = bands or slice(None)
         if name == self.spec.measurement:
-            numbers = self._read(self.cube, window, self.file_bands[bands])
+            numbers = self._read(self.cube, window, self.file_bands[bands], out)
             return Packed(numbers, REFLECTANCE) if self.decoding.packed else self.decoding.decode(numbers, bands)
         if name == "defect":
-            mask = self._read(self.masks["PIXELMASK"], window, self.file_bands[bands])
+            bits = None if out is None else out.view(np.uint8)
+            mask = self._read(self.masks["PIXELMASK"], window, self.file_bands[bands], bits)
             return np.asarray(np.equal(mask, 1, out=mask.view(bool)))
         if name == "quality":
             return self._quality(window)
         raise KeyError(name)
 
-    def _read(self, file: RasterFile, window: Window, bands: tuple[int, ...]) -> Array:
-        return read_window(file, window, bands, self.spec.shape)
+    def _read(self, file: RasterFile, window: Window, bands: tuple[int, ...], out: Array | None = None) -> Array:
+        return read_window(file, window, bands, self.spec.shape, out)
 
     def _quality(self, window: Window) -> Array:
         flags = enmap_quality.fold(

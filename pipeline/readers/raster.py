@@ -202,7 +202,7 @@ class RasterSource:
         """Whether the cube's numbers are stored as they lie in the file, or as float32."""
         return self.packed or self.spec.variables[self.spec.measurement].encoding.scale is None
 
-    def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
+    def read(self, name: str, window: Window, bands: slice | None = None, out: Array | None = None) -> Array | Packed:
         """Pixels of the cube, see `Source.read`.
 
         Raises:
@@ -211,7 +211,7 @@ class RasterSource:
         if name != self.spec.measurement:
             raise KeyError(name)
         bands = bands or slice(None)
-        numbers = read_window(self.file, window, self.file_bands[bands], self.spec.shape)
+        numbers = read_window(self.file, window, self.file_bands[bands], self.spec.shape, out)
         if self.packed:
             return Packed(numbers, REFLECTANCE)
         values = numbers.astype(np.float32)

@@ -103,7 +103,9 @@ def block_shape(info: RasterInfo) -> Shape:
     return min(height, rows * max(1, LARGEST_BLOCK // rows)), min(width, cols * max(1, LARGEST_BLOCK // cols))
 
 
-def read_window(file: RasterFile, window: Window, bands: Sequence[int], shape: Shape) -> Array:
+def read_window(
+    file: RasterFile, window: Window, bands: Sequence[int], shape: Shape, out: Array | None = None
+) -> Array:
     """Pixels `(band, y, x)` of a window, in the file's own dtype.
 
     Args:
@@ -111,6 +113,7 @@ def read_window(file: RasterFile, window: Window, bands: Sequence[int], shape: S
         window: px of the file; must lie inside it.
         bands: band numbers of the file, 1-based, in the order wanted.
         shape: height and width, px, that the file must have: those of the scene's cube.
+        out: where the pixels go, if it has the file's dtype.
 
     Raises:
         InputError: the file is damaged or of another size; names it. Nodata never stands in for a failed read.
@@ -133,7 +136,8 @@ def read_window(file: RasterFile, window: Window, bands: Sequence[int], shape: S
     part = RasterioWindow(window.col, window.row, window.width, window.height)
     try:
         with Env():  # GDAL's own warnings about a damaged file go to Python's logging, not to standard error
-            pixels: Array = dataset.read(list(bands), window=part)
+            fits = out is not None and set(dataset.dtypes) == {str(out.dtype)}
+        pixels: Array = dataset.read(list(bands), window=part, out=out if fits else None)
     except RasterioError as error:
         raise InputError(
             f"{file}: cannot read rows {window.row}-{window.stop[0] - 1}, columns {window.col}-{window.stop[1] - 1} "

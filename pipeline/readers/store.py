@@ -76,7 +76,7 @@ class StoreSource:
         """True: the numbers come from such a store."""
         return True
 
-    def read(self, name: str, window: Window, bands: slice | None = None) -> Array | Packed:
+    def read(self, name: str, window: Window, bands: slice | None = None, out: Array | None = None) -> Array | Packed:
         """One window of a variable, still packed where the store packs it."""
         from cubeloom.pipeline.chunks import read_window
 
