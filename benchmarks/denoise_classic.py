@@ -65,7 +65,7 @@ def _case(case: str, clean: Cube, kind: str) -> dict[str, Any]:
         "case": case,
         "ours_s": own[2],
         "peer_s": peer[2],
-        "ratio": peer[2] / own[2],
+        "ratio": own[2] / peer[2],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "gain_db": own[0] - before[0],
         "peer_gain_db": peer[0] - before[0],
