@@ -21,6 +21,11 @@ _SEGMENT = 64
 
 _LEAST_SEGMENTS = 2
 
+_LEAST_FREEDOM = 2
+"""Independent pieces of columns a band, below which how bands go together is not known and the landscape would pass for
+errors: in simulated scenes of 150 px and 215 bands that made reflectance wrong by up to 0.03 on average. Such a scene
+stays as it is."""
+
 _CLIP = 1.5
 """Pixels whose deviation, over all bands, is larger than this many times the block's usual one count less."""
 
@@ -98,19 +103,17 @@ class Destripe(Stage):
         }
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
-        """The errors to take out, `(good band, column)`."""
+        """The errors to take out, `(good band, column)`; none where the scene is too small to tell them."""
         columns = Columns.of(spec)
         mean = _ratio(sums["total"], sums["count"])
         weight = np.where(sums["segments"] >= _LEAST_SEGMENTS, sums["count"].max(axis=0), 0.0)
-        if not weight.any():
+        pieces = sums["segments"][weight > 0]
+        freedom = float((pieces - 1).sum())
+        if freedom < _LEAST_FREEDOM * mean.shape[0]:
             return {"stripes": np.zeros_like(mean)}
         cross = (sums["cross"] * (weight > 0)) @ mean.T
         scatter = sums["products"] - cross - cross.T + (mean * sums["square"] * (weight > 0)) @ mean.T
-        pieces = sums["segments"][weight > 0]
-        freedom = float((pieces - 1).sum())
         scatter *= pieces.sum() / freedom / weight.sum()
-        if freedom < 2 * mean.shape[0]:
-            scatter = np.diag(np.diag(scatter))
         errors, uncertainty = split_errors(mean, weight, scatter)
         sharp = np.stack([columns.sharpened(row, self.reach) for row in errors])
         kept = 1 - _ratio(self.significance * uncertainty, np.abs(sharp)) ** 2
