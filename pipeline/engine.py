@@ -349,22 +349,22 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     total = plan.blocks
     done = total - len(work.ingest) - len(work.steps)
 
-    def keep(windows: Sequence[Window], results: Iterable[Written]) -> None:
+    def keep(what: str, windows: Sequence[Window], results: Iterable[Written]) -> None:
         nonlocal done
-        progress("blocks", done, total)
+        progress(what, done, total)
         for window, written in zip(windows, results, strict=True):
             journal.add_block(window, written)
             done += 1
-            progress("blocks", done, total)
+            progress(what, done, total)
 
     source = plan.source
     if plan.measured:
         ingest = partial(_ingest_task, source, plan.measured, staged, executor.map, executor.workers)
-        keep(work.ingest, map(ingest, work.ingest))
+        keep("ingest", work.ingest, map(ingest, work.ingest))
         source = StoreSource(staged, "", source.spec)
     if work.steps:
         stats = settle_statistics(plan, source, journal, executor, progress)
-        keep(work.steps, executor.map(partial(_block_task, plan, source, stats, staged), work.steps))
+        keep("steps", work.steps, executor.map(partial(_block_task, plan, source, stats, staged), work.steps))
     record = {
         "identity": plan.identity,
         "scene_id": source.spec.scene_id,
@@ -388,11 +388,13 @@ def settle_statistics(
         for number in range(stage.passes):
             known = {part: journal.statistics(step, number, part) for part in range(len(windows))}
             todo = [part for part, sums in known.items() if sums is None]
+            what = f"{stage.name} statistics {number + 1}/{stage.passes}"
+            progress(what, len(windows) - len(todo), len(windows))
             measure = partial(_measure_task, plan, source, tuple(stats), windows, step, number)
             for part, sums in zip(todo, executor.map(measure, todo), strict=True):
                 journal.add_statistics(step, number, part, sums)
                 known[part] = sums
-                progress(f"{stage.name} statistics {number + 1}/{stage.passes}", part + 1, len(windows))
+                progress(what, part + 1, len(windows))
             total: Stats = NO_STATS
             for part in range(len(windows)):
                 total = add_stats(total, known[part] or NO_STATS)

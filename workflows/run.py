@@ -238,7 +238,7 @@ class _SceneTask:
         self.ledger.end(identity, state, cause=result.cause)
         cause: dict[str, Any] = {
             "item": self.item.id,
-            "product": str(self.item.product_path),
+            "document": str(self.item.self_path),
             "workflow": self.workflow.name,
             "state": state,
             "cause": result.cause,
@@ -249,7 +249,7 @@ class _SceneTask:
         self.layout.put_aside(self.item.id, self.workflow.name, cause)
 
 
-def open_overview(product: Path, longest_side: int = 1024) -> xr.Dataset:
+def open_overview(product: Path, longest_side: int = 600) -> xr.Dataset:
     """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
     shape = open_source(product).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
