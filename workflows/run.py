@@ -20,9 +20,11 @@ from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import publish_item, write_index
 from cubeloom.errors import ConfigError, CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
-from cubeloom.pipeline.engine import DEFAULT_MEMORY, Plan, Progress, execute, make_plan
+from cubeloom.pipeline.engine import Progress, execute
 from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.memory import DEFAULT_MEMORY
 from cubeloom.pipeline.overviews import overview_factors
+from cubeloom.pipeline.plan import Plan, make_plan
 from cubeloom.pipeline.quicklook import write_quicklooks
 from cubeloom.pipeline.readers import Source, open_scene, open_source
 
@@ -224,8 +226,8 @@ class _SceneTask:
             publish_item(self.layout.out, record)
 
     def _fail(self, result: SceneResult, error: Exception) -> None:
-        if result.identity and (isinstance(error, InputError) or _disk_is_full(error)):
-            # first of all, since on a full disk nothing else could be written
+        if result.identity and (isinstance(error, InputError | StoreError) or _disk_is_full(error)):
+            # What stands may be damaged, and fills the disk; first of all, since on a full one nothing can be written.
             shutil.rmtree(self.layout.staging(result.identity), ignore_errors=True)
             self.ledger.forget(result.identity)
         self._set_aside(result, "failed", error)
