@@ -1,16 +1,13 @@
-"""A chain of stages over one source, into a store: the plan with its memory, the statistics, the blocks.
+"""A plan carried out: the statistics, the blocks, the finished store.
 
 This is the one way a product is made from files: the batch runner calls it with a ledger that outlives the process,
 the single-scene commands with a journal in memory.
 """
 
-import hashlib
-import json
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,23 +21,17 @@ from dask.delayed import delayed
 from cubeloom.errors import ConfigError, StoreError
 
 from . import store
-from .blocks import Block, halos_before, measure_block, plan_chain, run_chain
-from .chunks import Written, block_keys, clipped_by_variable, write_block
+from .blocks import Block, measure_block, run_chain
+from .chunks import Written, clipped_by_variable, write_block
 from .encoding import Array, Packed
 from .executor import Executor
-from .grids import CHUNK, STATISTICS_BLOCK, Shape, Window, tile
+from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
+from .memory import DEFAULT_MEMORY
+from .plan import Plan, make_plan
 from .readers.base import Source
 from .readers.store import StoreSource
 from .scene import SceneSpec, spec_of
 from .stages.base import NO_STATS, Stage, Stats, add_stats
-
-BASE_BYTES = 350 * 2**20
-"""What the process holds beside blocks: the interpreter, the libraries, and GDAL's cache."""
-
-DEFAULT_MEMORY = 4 * 2**30
-
-LARGEST_BLOCK = 512
-"""Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
 
 UNHASHED = "not hashed"
 """The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
@@ -99,242 +90,6 @@ class MemoryJournal:
 
     def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
         """Nothing needs remembering."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """All that is known of a product before its first pixel is read.
-
-    Attributes:
-        source: where the pixels come from.
-        stages: the steps that do something, in order.
-        specs: the Scene before the first step and after each one.
-        measured: the root group with what the source delivers, where it is published as it is: such variables are
-            written first, in blocks that suit the file, and the steps read them back from the store, whose chunks
-            cost a fraction of the file's tiles and strips to decode again for every pass. None where a step changes
-            them (bands were selected) or the store would round them, so that the steps must read the file.
-        derived: what the steps add, one spec a group, of the published variables alone.
-        ingest_shape: height and width of a block that is written as it was read, px, whole chunks.
-        block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
-        workers: block tasks at a time.
-        projected_bytes: memory the run will need at its peak.
-        content: digest of the content of the input files.
-        identity: hex digest of everything that decides the product's bytes.
-    """
-
-    source: Source
-    stages: tuple[Stage, ...]
-    specs: tuple[SceneSpec, ...]
-    measured: SceneSpec | None
-    derived: tuple[SceneSpec, ...]
-    ingest_shape: Shape
-    block_shape: Shape
-    workers: int
-    projected_bytes: int
-    content: str
-    identity: str
-
-    @property
-    def groups(self) -> list[SceneSpec]:
-        """What the store will hold, one spec a group, the native grid first."""
-        by_group: dict[str, SceneSpec] = {}
-        for spec in (*((self.measured,) if self.measured else ()), *self.derived):
-            known = by_group.get(spec.group)
-            by_group[spec.group] = replace(spec, variables={**known.variables, **spec.variables}) if known else spec
-        return list(by_group.values())
-
-    def missing(self, known: Mapping[str, str]) -> "Work":
-        """The blocks some of whose chunks are not among the known ones."""
-        ingest = _missing([self.measured] if self.measured else [], self._tiles(self.ingest_shape), known)
-        return Work(ingest, _missing(self.derived, self._tiles(self.block_shape), known))
-
-    @property
-    def blocks(self) -> int:
-        """How many block tasks the whole product takes."""
-        work = self.missing({})
-        return len(work.ingest) + len(work.steps)
-
-    def _tiles(self, shape: Shape) -> list[Window]:
-        return list(tile(self.source.spec.shape, shape))
-
-
-@dataclass(frozen=True)
-class Work:
-    """Blocks to do: those that are written as they are read, and those that go through the steps."""
-
-    ingest: list[Window]
-    steps: list[Window]
-
-
-def _missing(groups: Sequence[SceneSpec], windows: Sequence[Window], known: Mapping[str, str]) -> list[Window]:
-    groups = [spec for spec in groups if spec.variables]
-    return [window for window in windows if not set(block_keys(groups, window)) <= known.keys()]
-
-
-def make_plan(
-    source: Source,
-    stages: Sequence[Stage],
-    *,
-    publish: Sequence[str] | None = None,
-    workers: int = 1,
-    memory: int = DEFAULT_MEMORY,
-    content: str = "",
-    workflow: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Plan a chain over a source.
-
-    Args:
-        source: an open source.
-        stages: the steps; those that say `skipped` are left out.
-        publish: names of the variables to keep beside those of the source; by default all but cubes that a later
-            step has replaced.
-        workers: block tasks at a time.
-        memory: bytes the run may use.
-        content: digest of the input files' content, where it is known; by default they are hashed.
-        workflow: what the workflow itself adds to the product's identity.
-
-    Raises:
-        InputError: a step cannot take the scene.
-        ConfigError: `publish` names what no step makes, or even the smallest block exceeds the memory.
-    """
-    active = tuple(stage for stage in stages if not stage.skipped)
-    specs = tuple(plan_chain(source.spec, active))
-    groups = _published(specs, publish)
-    measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
-    ingest = _ingest_shape(source, memory)
-    shape, projected = _fit(source, active, specs, ingest, workers, memory)
-    content = content or source.fingerprint()
-    identity = _identity(content, active, groups, workflow or {})
-    return Plan(source, active, specs, measured, derived, ingest, shape, workers, projected, content, identity)
-
-
-def _divide(spec: SceneSpec, groups: Sequence[SceneSpec]) -> tuple[SceneSpec | None, tuple[SceneSpec, ...]]:
-    """What is published as the source delivers it, and what the steps make."""
-    root = groups[0]
-    if root.group or any(root.variables.get(name) is not variable for name, variable in spec.variables.items()):
-        return None, tuple(groups)
-    added = {name: variable for name, variable in root.variables.items() if name not in spec.variables}
-    return replace(root, variables=spec.variables), (replace(root, variables=added), *groups[1:])
-
-
-def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tuple[SceneSpec, ...]:
-    """The last spec of every group, with the variables that are to be kept."""
-    finals = {spec.group: spec for spec in specs}
-    made = {name for spec in finals.values() for name in spec.variables}
-    if publish is not None and (unknown := sorted(set(publish) - made)):
-        raise ConfigError(f"publish names {', '.join(unknown)}; the steps make {', '.join(sorted(made))}")
-    groups = []
-    for spec in finals.values():
-        kept = {name: v for name, v in spec.variables.items() if _is_kept(name, spec, publish)}
-        if kept:
-            subject = spec.subject if spec.subject in kept else spec.measurement
-            groups.append(replace(spec, variables=kept, subject=subject))
-    return tuple(groups)
-
-
-def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
-    variable = spec.variables[name]
-    if name == spec.measurement or name in ("quality", "defect"):
-        return True
-    if publish is not None:
-        return name in publish
-    return not variable.is_cube or name == spec.subject
-
-
-def _ingest_shape(source: Source, memory: int) -> Shape:
-    """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget."""
-    shape = _whole_squares(source.block_shape, 2 * CHUNK)
-    while _ingest_bytes(source.spec, shape) > memory and shape != (CHUNK, CHUNK):
-        shape = _halved(shape)
-    return shape
-
-
-def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
-    """Peak memory of ingest: all threads share one block of one variable, read in parts and halved on the way out."""
-    pixels = _pixels(spec, shape, spec.shape, 0)
-    return BASE_BYTES + 2 * max(_variable_bytes(spec, name, pixels) for name in spec.variables)
-
-
-def _fit(
-    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], ingest: Shape, workers: int, memory: int
-) -> tuple[Shape, int]:
-    """The largest block whose way through the steps fits the budget, and the memory that the run takes."""
-    spec = source.spec
-    floor = _ingest_bytes(spec, ingest)
-    if any(stage.passes for stage in stages):
-        statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
-        floor = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, spec.shape))
-    shape = (LARGEST_BLOCK, LARGEST_BLOCK)
-    while True:
-        steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
-        projected = max(floor, BASE_BYTES + steps)
-        if projected <= memory:
-            return shape, projected
-        if shape == (CHUNK, CHUNK) or not stages:
-            raise ConfigError(
-                f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base + "
-                f"{workers} workers x {(projected - BASE_BYTES) / workers / 2**20:.0f} MiB for a block with its halo; "
-                f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
-            )
-        shape = _halved(shape)
-
-
-def _halved(shape: Shape) -> Shape:
-    """A block of half the size, cut across its longer side."""
-    rows, cols = shape
-    return _whole_squares((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols), CHUNK)
-
-
-def _whole_squares(shape: Shape, edge: int) -> Shape:
-    rows, cols = (max(-(-size // edge), 1) * edge for size in shape)
-    return rows, cols
-
-
-def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Shape, scene: Shape) -> int:
-    """Bytes one block task holds at its peak: at some step, the arrays before and after it, and its work space."""
-    halos = halos_before(specs, stages)
-    peak = _array_bytes(specs[0], block, scene, halos[0])
-    for stage, before, after, halo in zip(stages, specs[:-1], specs[1:], halos[:-1], strict=True):
-        held = _array_bytes(before, block, scene, halo)
-        cube = 4 * len(before.bands) * _pixels(before, block, scene, halo)
-        factor = after.scale // before.scale
-        made = _array_bytes(after, block, scene, halo * factor) - (
-            held if factor == 1 and after.group == before.group else 0
-        )
-        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube))
-    return peak
-
-
-def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
-    height, width = (
-        min(size + 2 * halo // spec.scale, full) * spec.scale for size, full in zip(block, scene, strict=True)
-    )
-    return height * width
-
-
-def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
-    pixels = _pixels(spec, block, scene, halo)
-    return sum(_variable_bytes(spec, name, pixels) + _packed_bytes(spec, name, pixels) for name in spec.variables)
-
-
-def _variable_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
-    return math.prod(spec.sizes(name)[:-2]) * pixels * spec.variables[name].encoding.decoded_dtype.itemsize
-
-
-def _packed_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
-    encoding = spec.variables[name].encoding
-    return math.prod(spec.sizes(name)[:-2]) * pixels * np.dtype(encoding.dtype).itemsize if encoding.scale else 0
-
-
-def _identity(content: str, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
-    parts = {
-        "layout": store.LAYOUT_VERSION,
-        "source": content,
-        "stages": [stage.fingerprint() for stage in stages],
-        "variables": {spec.group: sorted(spec.variables) for spec in groups},
-        "workflow": workflow,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, progress: Progress) -> dict[str, Any]:

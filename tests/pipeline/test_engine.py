@@ -8,10 +8,11 @@ import xarray as xr
 
 import cubeloom
 from cubeloom.errors import ConfigError
-from cubeloom.pipeline import engine, store
-from cubeloom.pipeline.engine import MemoryJournal, execute, make_plan, quiet, run_to_store
+from cubeloom.pipeline import memory, store
+from cubeloom.pipeline.engine import MemoryJournal, execute, quiet, run_to_store
 from cubeloom.pipeline.executor import Executor
 from cubeloom.pipeline.lift import lift
+from cubeloom.pipeline.plan import make_plan
 from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.readers.base import SceneSource
 from cubeloom.pipeline.scene import spec_of
@@ -83,7 +84,7 @@ def test_a_stage_gives_the_same_lazily_and_in_a_batch(name, scene, examples, tmp
         group = spec_of(lazy).group
         by_hand = read_all(cubeloom.write_scene(lazy, tmp_path / "lazy.zarr", overwrite=True), "")
         for edge in (128, 256, 512):
-            monkeypatch.setattr(engine, "LARGEST_BLOCK", edge)
+            monkeypatch.setattr(memory, "LARGEST_BLOCK", edge)
             run_to_store(source, examples[name], tmp_path / "batch.zarr", overwrite=True)
             batch = read_all(tmp_path / "batch.zarr", group)
             for variable in batch:
@@ -113,7 +114,7 @@ class KilledJournal(MemoryJournal):
 
 
 def test_a_run_goes_on_where_it_was_cut_off(scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "LARGEST_BLOCK", 128)
+    monkeypatch.setattr(memory, "LARGEST_BLOCK", 128)
     source = Blocks(scene, (128, 128))
     stages = [stage_class("mask")(), stage_class("superres")(scale=2)]
     plan = make_plan(source, stages, workers=1)

@@ -88,7 +88,7 @@ class TestPublished:
             assert item.id in page
             assert (published.out / scene["product"] / store.COMMIT).is_file()
             assert scene["bytes"] > 0
-            assert {"blocks", "statistics", "verify", "publish"} <= scene["seconds"].keys()
+            assert {"ingest", "statistics", "steps", "verify", "publish"} <= scene["seconds"].keys()
         assert summary["workflow"] == "enmap_l2a"
 
     def test_reflectance_is_that_of_the_geotiff_in_every_band(self, published):

@@ -1,0 +1,107 @@
+"""How large the blocks of a run may be, and the memory that it will need: projected before anything is read."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cubeloom.errors import ConfigError
+
+from .blocks import halos_before
+from .grids import CHUNK, STATISTICS_BLOCK, Shape
+from .readers.base import Source
+from .scene import SceneSpec
+from .stages.base import Stage
+
+BASE_BYTES = 350 * 2**20
+"""What the process holds beside blocks: the interpreter, the libraries, and GDAL's cache."""
+
+DEFAULT_MEMORY = 4 * 2**30
+
+LARGEST_BLOCK = 512
+"""Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
+
+
+def ingest_shape(source: Source, memory: int) -> Shape:
+    """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget."""
+    shape = _whole_squares(source.block_shape, 2 * CHUNK)
+    while _ingest_bytes(source.spec, shape) > memory and shape != (CHUNK, CHUNK):
+        shape = _halved(shape)
+    return shape
+
+
+def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
+    """Peak memory of ingest: all threads share one block of one variable, read in parts and halved on the way out."""
+    pixels = _pixels(spec, shape, spec.shape, 0)
+    return BASE_BYTES + 2 * max(_variable_bytes(spec, name, pixels) for name in spec.variables)
+
+
+def fit(
+    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], ingest: Shape, workers: int, memory: int
+) -> tuple[Shape, int]:
+    """The largest block whose way through the steps fits the budget, and the memory that the run takes."""
+    spec = source.spec
+    floor = _ingest_bytes(spec, ingest)
+    if any(stage.passes for stage in stages):
+        statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
+        floor = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, spec.shape))
+    shape = (LARGEST_BLOCK, LARGEST_BLOCK)
+    while True:
+        steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
+        projected = max(floor, BASE_BYTES + steps)
+        if projected <= memory:
+            return shape, projected
+        if shape == (CHUNK, CHUNK) or not stages:
+            raise ConfigError(
+                f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base + "
+                f"{workers} workers x {(projected - BASE_BYTES) / workers / 2**20:.0f} MiB for a block with its halo; "
+                f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
+            )
+        shape = _halved(shape)
+
+
+def _halved(shape: Shape) -> Shape:
+    """A block of half the size, cut across its longer side."""
+    rows, cols = shape
+    return _whole_squares((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols), CHUNK)
+
+
+def _whole_squares(shape: Shape, edge: int) -> Shape:
+    rows, cols = (max(-(-size // edge), 1) * edge for size in shape)
+    return rows, cols
+
+
+def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Shape, scene: Shape) -> int:
+    """Bytes one block task holds at its peak: at some step, the arrays before and after it, and its work space."""
+    halos = halos_before(specs, stages)
+    peak = _array_bytes(specs[0], block, scene, halos[0])
+    for stage, before, after, halo in zip(stages, specs[:-1], specs[1:], halos[:-1], strict=True):
+        held = _array_bytes(before, block, scene, halo)
+        cube = 4 * len(before.bands) * _pixels(before, block, scene, halo)
+        factor = after.scale // before.scale
+        made = _array_bytes(after, block, scene, halo * factor) - (
+            held if factor == 1 and after.group == before.group else 0
+        )
+        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube))
+    return peak
+
+
+def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
+    height, width = (
+        min(size + 2 * halo // spec.scale, full) * spec.scale for size, full in zip(block, scene, strict=True)
+    )
+    return height * width
+
+
+def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
+    pixels = _pixels(spec, block, scene, halo)
+    return sum(_variable_bytes(spec, name, pixels) + _packed_bytes(spec, name, pixels) for name in spec.variables)
+
+
+def _variable_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
+    return math.prod(spec.sizes(name)[:-2]) * pixels * spec.variables[name].encoding.decoded_dtype.itemsize
+
+
+def _packed_bytes(spec: SceneSpec, name: str, pixels: int) -> int:
+    encoding = spec.variables[name].encoding
+    return math.prod(spec.sizes(name)[:-2]) * pixels * np.dtype(encoding.dtype).itemsize if encoding.scale else 0
