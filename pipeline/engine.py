@@ -121,7 +121,7 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
         stats = settle_statistics(plan, source, journal, executor, progress)
         keep("steps", work.steps, executor.map(partial(_block_task, plan, source, stats, staged), work.steps))
     record = {
-        "identity": plan.identity,
+        "identity": None if plan.content == UNHASHED else plan.identity,
         "scene_id": source.spec.scene_id,
         "source": plan.content,
         "stages": [stage.fingerprint() for stage in plan.stages],
