@@ -280,7 +280,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # sensor geometry has none by design
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        app(prog_name="cubeloom")
     except CubeloomError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
