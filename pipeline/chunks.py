@@ -83,26 +83,26 @@ def write_block(path: Path, block: Block) -> Written:
             nbytes += size
             if outside:
                 written.clipped[key] = outside
-        if _is_stored_form(array, variable.encoding):
-            written.hashes.update(_write_overviews(path, spec, name, _data(array), window))
     return replace(written, nbytes=nbytes)
 
 
-def _write_overviews(path: Path, spec: SceneSpec, name: str, level: Array, window: Window) -> Hashes:
-    """Overview chunks that a window holds all of: made while its pixels are at hand, the rest is left to `seal`."""
-    hashes: Hashes = {}
-    variable = spec.variables[name]
-    if is_band_mask(variable):
-        return hashes
-    for factor in overview_factors(spec.shape):
-        if not _covers_chunks(window.scaled(factor // 2), spec.shape, CHUNK * factor):
-            break
-        level = halve(level, variable)
-        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
-        hashes |= _write_level(
-            path, overview_group(spec.group, factor), name, level, window, fill_value(variable.encoding)
-        )
-    return hashes
+def write_overviews(path: Path, block: Block) -> Written:
+    """Write the overview chunks that a block holds all of, from pixels that are at hand in their stored form.
+
+    `seal` makes the others from the chunks.
+    """
+    written = Written({}, 0, {})
+    for name, variable in block.spec.variables.items():
+        if _is_stored_form(block.arrays[name], variable.encoding) and not is_band_mask(variable):
+            level, window = _data(block.arrays[name]), block.window
+            for factor in overview_factors(block.spec.shape):
+                if not _covers_chunks(window.scaled(factor // 2), block.spec.shape, CHUNK * factor):
+                    break
+                level = halve(level, variable)
+                window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
+                target, fill = overview_group(block.spec.group, factor), fill_value(variable.encoding)
+                written.hashes.update(_write_level(path, target, name, level, window, fill))
+    return written
 
 
 def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
@@ -128,10 +128,7 @@ def _covers_chunks(window: Window, shape: Shape, edge: int) -> bool:
 
 def chunks_of(window: Window) -> list[Window]:
     """The chunks of a window, cut where it ends, row by row."""
-    return [
-        Window(window.row + part.row, window.col + part.col, part.height, part.width)
-        for part in tile(window.shape, (CHUNK, CHUNK))
-    ]
+    return window.tiles((CHUNK, CHUNK))
 
 
 def _data(array: Array | Packed) -> Array:

@@ -22,7 +22,7 @@ from cubeloom.errors import ConfigError, StoreError
 
 from . import store
 from .blocks import Block, measure_block, run_chain
-from .chunks import Written, clipped_by_variable, write_block
+from .chunks import Written, clipped_by_variable, write_block, write_overviews
 from .encoding import Array, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
@@ -171,13 +171,18 @@ def _ingest_task(
     for name, variable in spec.variables.items():
         array = _read_together(source, name, core, run, threads)
         block = Block(replace(spec, variables={name: variable}), core, core, {name: array})
-        squares = [
-            Window(core.row + part.row, core.col + part.col, part.height, part.width)
-            for part in tile(core.shape, (2 * CHUNK, 2 * CHUNK))
+        tasks = [
+            partial(write, staged, block.crop(part))
+            for write, edge in ((write_block, CHUNK), (write_overviews, 2 * CHUNK))
+            for part in core.tiles((edge, edge))
         ]
-        for part in run(partial(write_block, staged), [block.crop(square) for square in squares]):
+        for part in run(_call, tasks):
             written += part
     return written
+
+
+def _call(task: Callable[[], Written]) -> Written:
+    return task()
 
 
 def _read_together(source: Source, name: str, window: Window, run: store.Submit, threads: int) -> Array | Packed:
@@ -203,7 +208,9 @@ def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path
     written = Written({}, 0, {})
     blocks = {block.spec.group: block for block in run_chain(source, plan.stages, plan.specs, stats, core)}
     for spec in plan.derived:
-        written += write_block(staged, replace(blocks[spec.group], spec=spec))
+        block = replace(blocks[spec.group], spec=spec)
+        written += write_block(staged, block)
+        written += write_overviews(staged, block)
     return written
 
 

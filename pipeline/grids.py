@@ -52,6 +52,12 @@ class Window:
         """The same ground on a grid `factor` times finer."""
         return Window(self.row * factor, self.col * factor, self.height * factor, self.width * factor)
 
+    def tiles(self, size: Shape) -> "list[Window]":
+        """Windows of `size` that cover this one row by row; the last ones are cut at its edge."""
+        return [
+            Window(self.row + part.row, self.col + part.col, part.height, part.width) for part in tile(self.shape, size)
+        ]
+
     def within(self, outer: "Window") -> "Window":
         """This window in the pixel coordinates of `outer`, which must hold it."""
         inner = Window(self.row - outer.row, self.col - outer.col, self.height, self.width)
