@@ -9,9 +9,9 @@ import ctypes
 import json
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
     Args:
         path: folder of the store, in staging.
         groups: one spec a group, whose variables are those to be written; the native grid first.
+
+    Raises:
+        StoreError: the disk refuses.
     """
     files: dict[str, Any] = {}
     layout = MemoryStore(files)  # the metadata are some hundred small files: laid out in memory, written at once
@@ -65,11 +68,14 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
         zarr.consolidate_metadata(layout)
     if path.exists():
         shutil.rmtree(path)
-    for key, content in files.items():
-        (path / key).parent.mkdir(parents=True, exist_ok=True)
-        (path / key).write_bytes(content.to_bytes())
-    for folder in {(path / key).parent for spec in groups for key in _all_keys(spec)}:
-        folder.mkdir(parents=True)
+    try:
+        for key, content in files.items():
+            (path / key).parent.mkdir(parents=True, exist_ok=True)
+            (path / key).write_bytes(content.to_bytes())
+        for folder in {(path / key).parent for spec in groups for key in _all_keys(spec)}:
+            folder.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot lay out the store: {error.strerror}") from error
 
 
 def _create_group(layout: MemoryStore, group: str, spec: SceneSpec) -> None:
@@ -183,12 +189,13 @@ def seal(
                 known |= made
             finer, group = coarsened(spec, factor), target
     _sweep(path, known)
-    flusher = threading.Thread(target=_sync, args=(path,))  # the disk takes the chunks while they are hashed
-    flusher.start()
     keys = list(known)
-    for _ in run(_verify_chunks, [(path, {k: known[k] for k in keys[i : i + 16]}) for i in range(0, len(keys), 16)]):
-        pass
-    flusher.join()
+    parts = [(path, {key: known[key] for key in keys[i : i + 16]}) for i in range(0, len(keys), 16)]
+    with ThreadPoolExecutor(1) as flusher:
+        flushed = flusher.submit(_sync, path)  # the disk takes the chunks while they are hashed
+        for _ in run(_verify_chunks, parts):
+            pass
+        flushed.result()
     _write_commit(path, known, record)
     return known
 
@@ -223,7 +230,10 @@ def _write_commit(path: Path, known: Mapping[str, str], record: Mapping[str, Any
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     metadata = {key: digest(file.read_bytes()) for key, file in files.items() if key not in known}
     commit = {"layout": LAYOUT_VERSION, **record, "metadata": metadata, "chunks": dict(sorted(known.items()))}
-    (path / COMMIT).write_text(json.dumps(commit, indent=1))
+    try:
+        (path / COMMIT).write_text(json.dumps(commit, indent=1))
+    except OSError as error:
+        raise StoreError(f"{path / COMMIT}: cannot be written: {error.strerror}") from error
     _sync(path)
 
 
