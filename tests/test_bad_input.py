@@ -369,3 +369,26 @@ def test_run_onto_a_full_disk(product, full_disk, cli, tmp_path):
     assert not layout.scene(large).exists()
     assert layout.item(small, "ingest").is_file()
     assert cli("validate", out).code == 0
+
+
+def test_an_output_directory_that_cannot_be(product, cli, tmp_path):
+    catalog = scan(product.parent, tmp_path / "catalog").catalog
+    (tmp_path / "file").write_text("in the way")
+    for arguments in (
+        ("run", "ingest", "--catalog", catalog, "--out", tmp_path / "file" / "out"),
+        ("ingest", product, tmp_path / "file" / "x.zarr"),
+        ("scan", product.parent, "--out", tmp_path / "file"),
+    ):
+        ended = cli(*arguments)
+        assert ended.code == 1
+        assert_one_message(ended.err, [str(tmp_path / "file")])
+
+
+def test_a_ledger_that_is_none(product, cli, tmp_path):
+    catalog = scan(product.parent, tmp_path / "catalog").catalog
+    ledger = Layout(tmp_path / "out").ledger
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("this is no database, though it is long enough to be taken for one")
+    ended = cli("run", "ingest", "--catalog", catalog, "--out", tmp_path / "out")
+    assert ended.code == 3
+    assert_one_message(ended.err, ["ledger.sqlite", "not a database"])

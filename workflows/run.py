@@ -5,6 +5,7 @@ import hashlib
 import platform
 import resource
 import shutil
+import sqlite3
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -102,6 +103,7 @@ def run(
     Raises:
         LockedError: another run writes to `out`.
         ModelError: a model that the workflow names cannot be read; nothing is written.
+        StoreError: the ledger under `out` cannot be read or written.
     """
     workflow.digest()
     started = time.perf_counter()
@@ -109,12 +111,15 @@ def run(
     layout = Layout(out)
     report = progress or SceneProgress()
     results = []
-    with layout.locked(), Ledger(layout.ledger) as ledger, Executor(options.workers) as executor:
-        for item in items:
-            task = _SceneTask(workflow, item, layout, ledger, executor, options, report)
-            results.append(task.run())
-            report.ended(results[-1])
-        write_index(out)
+    try:
+        with layout.locked(), Ledger(layout.ledger) as ledger, Executor(options.workers) as executor:
+            for item in items:
+                task = _SceneTask(workflow, item, layout, ledger, executor, options, report)
+                results.append(task.run())
+                report.ended(results[-1])
+            write_index(out)
+    except sqlite3.Error as error:
+        raise StoreError(f"{layout.ledger}: the ledger cannot be used: {error}") from error
     machine = f"{platform.node()}, {platform.system()} {platform.machine()}, cubeloom {cubeloom.__version__}"
     return RunResult(run_id, workflow, out, tuple(results), time.perf_counter() - started, machine)
 
