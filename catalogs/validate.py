@@ -95,7 +95,8 @@ def validate_catalog(path: str | Path) -> int:
         seen |= fresh
         pending += sorted(fresh, reverse=True)
     if problems:
-        raise InputError(f"{start}: {len(problems)} breaches in {len(seen)} documents:\n  - " + "\n  - ".join(problems))
+        listed = "\n  - ".join(problems)
+        raise InputError(f"{start}: what breaks STAC (documents read: {len(seen)}):\n  - {listed}")
     return len(seen)
 
 
