@@ -52,7 +52,7 @@ def test_settings_change_parameters_and_the_digest(tmp_path):
     assert changed.digest() != plain.digest()
     with pytest.raises(ConfigError, match="no step 'classify'"):
         load_workflow(path, ["classify.model=x"])
-    with pytest.raises(ConfigError, match="STEP.PARAMETER=VALUE"):
+    with pytest.raises(ConfigError, match=r"STEP\.PARAMETER=VALUE"):
         load_workflow(path, ["mask"])
 
 
