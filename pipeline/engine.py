@@ -5,10 +5,13 @@ the single-scene commands with a journal in memory.
 """
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +26,7 @@ from cubeloom.errors import ConfigError, StoreError
 from . import store
 from .blocks import Block, measure_block, run_chain
 from .chunks import Written, clipped_by_variable, write_block, write_overviews
-from .encoding import Array, Packed
+from .encoding import Array, Encoding, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
 from .memory import DEFAULT_MEMORY
@@ -35,6 +38,9 @@ from .stages.base import NO_STATS, Stage, Stats, add_stats
 
 UNHASHED = "not hashed"
 """The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
+
+READ_AHEAD = 2
+"""Variables that are being read while one is written: a scene's cube comes with two smaller ones."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -114,8 +120,7 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
 
     source = plan.source
     if plan.measured:
-        ingest = partial(_ingest_task, source, plan.measured, staged, executor.map, executor.workers)
-        keep("ingest", work.ingest, map(ingest, work.ingest))
+        keep("ingest", work.ingest, _ingest(source, plan.measured, staged, executor, work.ingest))
         source = StoreSource(staged, "", source.spec)
     if work.steps:
         stats = settle_statistics(plan, source, journal, executor, progress)
@@ -163,44 +168,67 @@ def _measure_task(
     return measure_block(source, plan.stages, plan.specs, stats, windows[part], step, number)
 
 
-def _ingest_task(
-    source: Source, spec: SceneSpec, staged: Path, run: store.Submit, threads: int, core: Window
-) -> Written:
-    """One block as it was read, one variable after the other, all threads on the same block: memory holds it once."""
+def _ingest(
+    source: Source, spec: SceneSpec, staged: Path, executor: Executor, windows: Sequence[Window]
+) -> Iterator[Written]:
+    """Write blocks as they are read; what each one left.
+
+    All threads work on the same variable of the same block, so that memory holds few of them; the next ones are read
+    while it is written, so that no thread waits.
+    """
+    items = [(window, name) for window in windows for name in spec.variables]
+    readings = (_Reading.start(source, window, name, executor) for window, name in items)
+    ahead = deque(islice(readings, READ_AHEAD))
     written = Written({}, 0, {})
-    for name, variable in spec.variables.items():
-        array = _read_together(source, name, core, run, threads)
-        block = Block(replace(spec, variables={name: variable}), core, core, {name: array})
-        tasks = [
-            partial(write, staged, block.crop(part))
+    for number, (window, name) in enumerate(items):
+        one = replace(spec, variables={name: spec.variables[name]})
+        block = Block(one, window, window, {name: ahead.popleft().finish()})
+        writing = [
+            executor.submit(write, staged, block.crop(part))
             for write, edge in ((write_block, CHUNK), (write_overviews, 2 * CHUNK))
-            for part in core.tiles((edge, edge))
+            for part in window.tiles((edge, edge))
         ]
-        for part in run(_call, tasks):
-            written += part
-    return written
+        del block
+        ahead.extend(islice(readings, 1))
+        while writing:
+            written += writing.pop(0).result()
+        if number + 1 == len(items) or items[number + 1][0] != window:
+            yield written
+            written = Written({}, 0, {})
 
 
-def _call(task: Callable[[], Written]) -> Written:
-    return task()
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A variable over a window, whose bands are read in parts by several threads."""
 
+    encoding: Encoding
+    whole: Array
+    parts: list[slice]
+    futures: "list[Future[Array | Packed]]"
 
-def _read_together(source: Source, name: str, window: Window, run: store.Submit, threads: int) -> Array | Packed:
-    """A variable over a window; the bands of a cube are read in parts by several threads."""
-    count = source.spec.sizes(name)[0] if source.spec.variables[name].dims[0] == "band" else 0
-    if count < 2 * threads:
-        return source.read(name, window)
-    encoding = source.spec.variables[name].encoding
-    whole = np.empty((count, *window.shape), encoding.dtype if source.exact else encoding.decoded_dtype)
-    step = -(-count // (2 * threads))
-    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-    packed = False
-    for part, array in zip(parts, run(lambda part: source.read(name, window, part, whole[part]), parts), strict=True):
-        packed = isinstance(array, Packed)
-        numbers = array.data if isinstance(array, Packed) else array
-        if not np.shares_memory(numbers, whole[part]):
-            whole[part] = numbers
-    return Packed(whole, encoding) if packed else whole
+    @classmethod
+    def start(cls, source: Source, window: Window, name: str, executor: Executor) -> "_Reading":
+        """Begin to read."""
+        variable = source.spec.variables[name]
+        sizes = (*source.spec.sizes(name)[:-2], *window.shape)
+        whole = np.empty(sizes, variable.encoding.dtype if source.exact else variable.encoding.decoded_dtype)
+        if variable.dims[0] != "band":
+            return cls(variable.encoding, whole, [slice(None)], [executor.submit(source.read, name, window)])
+        step = -(-sizes[0] // (2 * executor.workers))
+        parts = [slice(start, min(start + step, sizes[0])) for start in range(0, sizes[0], step)]
+        futures = [executor.submit(source.read, name, window, part, whole[part]) for part in parts]
+        return cls(variable.encoding, whole, parts, futures)
+
+    def finish(self) -> Array | Packed:
+        """The pixels, once all parts are read."""
+        packed = False
+        for part, future in zip(self.parts, self.futures, strict=True):
+            array = future.result()
+            packed = isinstance(array, Packed)
+            numbers = array.data if isinstance(array, Packed) else array
+            if not np.shares_memory(numbers, self.whole[part]):
+                self.whole[part] = numbers
+        return Packed(self.whole, self.encoding) if packed else self.whole
 
 
 def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> Written:

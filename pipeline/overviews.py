@@ -52,8 +52,10 @@ def _quarters(level: Array) -> list[Array]:
 
 def _mean_of_integers(level: Array, fill: float | None) -> Array:
     """Rounded mean of packed values, fill left out; halves are rounded up."""
-    mean = np.asarray((_sum_of_quarters(level, np.int32) + 2) >> 2)
     empty = level == fill
+    if empty.all():
+        return np.full((level.shape[0], level.shape[1] // 2, level.shape[2] // 2), fill, level.dtype)
+    mean = np.asarray((_sum_of_quarters(level, np.int32) + 2) >> 2)
     if not empty.any():
         return mean
     holes = _sum_of_quarters(empty.view(np.uint8), np.uint8)

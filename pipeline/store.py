@@ -181,18 +181,18 @@ def seal(
     """
     known: Hashes = dict(hashes)
     _require_all_chunks(path, groups, known)
-    for spec in groups:
-        finer, group = spec, spec.group
-        for factor in overview_factors(spec.shape):
-            target = overview_group(spec.group, factor)
-            for made in run(halve_chunks, missing_overviews(path, finer, group, target, known)):
-                known |= made
-            finer, group = coarsened(spec, factor), target
-    _sweep(path, known)
-    keys = list(known)
-    parts = [(path, {key: known[key] for key in keys[i : i + 16]}) for i in range(0, len(keys), 16)]
     with ThreadPoolExecutor(1) as flusher:
-        flushed = flusher.submit(_sync, path)  # the disk takes the chunks while they are hashed
+        flushed = flusher.submit(_sync, path)  # the disk takes the chunks while overviews are made and hashes checked
+        for spec in groups:
+            finer, group = spec, spec.group
+            for factor in overview_factors(spec.shape):
+                target = overview_group(spec.group, factor)
+                for made in run(halve_chunks, missing_overviews(path, finer, group, target, known)):
+                    known |= made
+                finer, group = coarsened(spec, factor), target
+        _sweep(path, known)
+        keys = list(known)
+        parts = [(path, {key: known[key] for key in keys[i : i + 16]}) for i in range(0, len(keys), 16)]
         for _ in run(_verify_chunks, parts):
             pass
         flushed.result()
