@@ -29,7 +29,7 @@ from .chunks import Written, clipped_by_variable, write_block, write_overviews
 from .encoding import Array, Encoding, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
-from .memory import DEFAULT_MEMORY
+from .memory import DEFAULT_MEMORY, READ_AHEAD
 from .plan import Plan, make_plan
 from .readers.base import Source
 from .readers.store import StoreSource
@@ -38,9 +38,6 @@ from .stages.base import NO_STATS, Stage, Stats, add_stats
 
 UNHASHED = "not hashed"
 """The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
-
-READ_AHEAD = 2
-"""Variables that are being read while one is written: a scene's cube comes with two smaller ones."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -21,6 +21,9 @@ DEFAULT_MEMORY = 4 * 2**30
 LARGEST_BLOCK = 512
 """Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
 
+READ_AHEAD = 2
+"""Variables that ingest reads while it writes one: a scene's cube comes with two smaller ones."""
+
 
 def ingest_shape(source: Source, memory: int) -> Shape:
     """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget."""
@@ -31,9 +34,14 @@ def ingest_shape(source: Source, memory: int) -> Shape:
 
 
 def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
-    """Peak memory of ingest: all threads share one block of one variable, read in parts and halved on the way out."""
+    """Peak memory of ingest: the block of the variable being written and of those read ahead, which go round and round.
+
+    A packed variable counts at its decoded size, which leaves room for its encoding and halving.
+    """
     pixels = _pixels(spec, shape, spec.shape, 0)
-    return BASE_BYTES + 2 * max(_variable_bytes(spec, name, pixels) for name in spec.variables)
+    sizes = [_variable_bytes(spec, name, pixels) for name in spec.variables]
+    held = (sum(sizes[(first + ahead) % len(sizes)] for ahead in range(READ_AHEAD + 1)) for first in range(len(sizes)))
+    return BASE_BYTES + max(held)
 
 
 def fit(
