@@ -1,0 +1,130 @@
+"""Cards: what must be known of a set of weights to use them rightly. JSON, beside the weights."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from cubeloom.errors import InputError, ModelError
+from cubeloom.untrusted import load_json
+
+SUFFIX = ".card.json"
+CARD_LIMIT = 16 * 2**20
+"""Bytes of a card; one has some kB."""
+
+
+class Card(BaseModel):
+    """What a set of weights is, was trained on, and expects.
+
+    Attributes:
+        name: `family.tag`, or the family alone where the weights have no tag of their own.
+        family: architecture the registry builds.
+        tag: which weights of the family.
+        settings: arguments of the architecture.
+        sha256: hex digest of the weights' file; empty for a network without weights.
+        licence: of the weights, as an SPDX id where there is one.
+        task: what the network does to a cube.
+        sensor: sensor it was trained for; None for any.
+        wavelengths_nm: shortest and longest band centre it was trained on, nm; None for any.
+        variable: cube it takes, such as `reflectance`; None for any.
+        units: units of that cube; None for any.
+        transform: what the network sees: `bands` of the cube, each scaled to [0, 1], or whitened `eigenimages`.
+        bands: how many of them it sees at once (D); None for any number.
+        tile: side of the tiles it works on, px.
+        halo: px at each side of a tile that are blended with, or left to, the neighbour.
+        multiple: height and width of its input are multiples of this, px.
+        sigma_input: a second input channel holds the standard deviation of the noise.
+        residual_in_sigma: its correction is in units of that standard deviation.
+        training: data, steps, time and seeds of the training.
+        metrics: measured on data that no training saw.
+        log: file beside the card with the loss by step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["cubeloom-model/1"] = "cubeloom-model/1"
+    name: str
+    family: str = Field(pattern=r"^[a-z0-9_]+$")
+    tag: str = Field("", pattern=r"^[a-z0-9_-]*$")
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    licence: str = ""
+    task: Literal["denoise"] = "denoise"
+    sensor: str | None = None
+    wavelengths_nm: tuple[Annotated[float, Field(gt=0)], float] | None = None
+    variable: str | None = None
+    units: str | None = None
+    transform: Literal["bands", "eigenimages"] = "bands"
+    bands: int | None = Field(31, ge=1)
+    tile: int = Field(256, ge=1)
+    halo: int = Field(16, ge=0)
+    multiple: int = Field(1, ge=1)
+    sigma_input: bool = False
+    residual_in_sigma: bool = False
+    training: dict[str, JsonValue] = Field(default_factory=dict)
+    metrics: dict[str, JsonValue] = Field(default_factory=dict)
+    log: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.name != (f"{self.family}.{self.tag}" if self.tag else self.family):
+            raise ValueError(f"name {self.name!r} is not family {self.family!r} and tag {self.tag!r}")
+        if self.wavelengths_nm and self.wavelengths_nm[0] > self.wavelengths_nm[1]:
+            raise ValueError(f"wavelengths_nm {self.wavelengths_nm} do not ascend")
+        if self.tile % self.multiple:
+            raise ValueError(f"tile {self.tile} is no multiple of {self.multiple}")
+        if 2 * self.halo >= self.tile:
+            raise ValueError(f"a tile of {self.tile} px is all halo, {self.halo} px at each side")
+        return self
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a weights' file lies: `hsdt_s.enmap.safetensors` has `hsdt_s.enmap.card.json`."""
+    return weights.with_suffix(SUFFIX)
+
+
+def read_card(path: Path) -> Card:
+    """The card in a JSON file.
+
+    Raises:
+        ModelError: the file cannot be read, or a key is unknown, missing or wrong; names them all.
+    """
+    try:
+        content = load_json(path, CARD_LIMIT)
+    except InputError as error:
+        raise ModelError(f"model card {error}") from None
+    try:
+        return Card.model_validate(content)
+    except ValidationError as error:
+        raise ModelError(f"model card {path}: {problems(error)}") from None
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Write a card, replacing the file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def problems(error: ValidationError) -> str:
+    """A card's validation error in one line; unknown keys come with the nearest known one."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where!r}{did_you_mean(where, Card.model_fields)}")
+        elif problem["type"] == "missing":
+            lines.append(f"key {where!r} is missing")
+        else:
+            lines.append(": ".join(filter(None, (where, problem["msg"]))))
+    return "; ".join(lines)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known name, to be put behind a wrong one; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
