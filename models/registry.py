@@ -14,13 +14,13 @@ from cubeloom.errors import ModelError
 
 from .cards import SUFFIX, Card, card_path, did_you_mean, problems, read_card, write_card
 from .checkpoints import SUFFIXES, load_strictly, read_weights, weights_digest, write_weights
+from .hub import PREFIX, fetch, parse_source
 
 if TYPE_CHECKING:
     from .checkpoints import StateDict
     from .network import Network
 
 SHIPPED = Path(__file__).parent / "weights"
-HUB = "hf:"
 
 _HOMES = {"hsdt_s": "hsdt", "hsdt_m": "hsdt", "hsdt_l": "hsdt"}
 """Families of this package with the module that registers each, so that names are known before torch is imported."""
@@ -200,15 +200,14 @@ def _find(name: str, weights: str | Path | None, settings: Mapping[str, Any]) ->
     if weights is None and not tag:
         return _Found(family, None, family.card(settings))
     if weights is None or weights == "builtin":
-        path = _shipped_path(name)
+        path, digest = _local(_shipped_path(name))
     elif tag:
         raise ModelError(
             f"model {name!r} stands for the shipped weights {tag!r}, and weights {weights} were given too; for these "
             f"name the family alone: {family.name!r}"
         )
     else:
-        path = _local(weights)
-    digest = weights_digest(path)
+        path, digest = _local(weights)
     if not card_path(path).exists():
         return _Found(family, path, family.card(settings, digest))
     card = _checked(path, digest)
@@ -251,25 +250,23 @@ def _shipped_path(name: str) -> Path:
     return shipped[name]
 
 
-def _local(weights: str | Path) -> Path:
-    """The file of weights, fetched first where they lie on a hub."""
-    if not str(weights).startswith(HUB):
-        return Path(weights)
-    from .hub import fetch, parse_source
-
-    return fetch(parse_source(str(weights)))
+def _local(weights: str | Path) -> tuple[Path, str]:
+    """The file of weights, fetched first where they lie on a hub, and the digest it must have when it is parsed."""
+    if str(weights).startswith(PREFIX):
+        source = parse_source(str(weights))
+        return fetch(source), source.sha256
+    return Path(weights), weights_digest(Path(weights))
 
 
 def _names_weights(name: str | Path) -> bool:
     """Whether a model is named by its file or hub source rather than by its registered name."""
-    return isinstance(name, Path) or name.startswith(HUB) or "/" in name or name.endswith((*SUFFIXES, SUFFIX))
+    return isinstance(name, Path) or name.startswith(PREFIX) or "/" in name or name.endswith((*SUFFIXES, SUFFIX))
 
 
 def _card_beside(source: str | Path) -> Card:
-    path = _local(source)
-    if path.name.endswith(SUFFIX):
-        return read_card(path)
-    digest = weights_digest(path)
+    if str(source).endswith(SUFFIX):
+        return read_card(Path(source))
+    path, digest = _local(source)
     if not card_path(path).exists():
         raise ModelError(
             f"weights {path} have no card beside them ({card_path(path).name}); name their family too, such as "
