@@ -186,16 +186,19 @@ def train(
     out: Annotated[Path, typer.Option(help="File for the model.")],
     as_json: Json = False,
 ) -> None:
-    """Train a classifier from labelled scenes and report how it does on pixels held out."""
+    """Train what RECIPE describes: a classifier from labelled scenes, or a network that denoises from clean cubes.
+
+    The training of a network goes on where an earlier call for the same OUT stopped.
+    """
     from .console import print_json, say
     from .train import train as train_recipe
 
-    report = train_recipe(recipe, out)
+    report = train_recipe(recipe, out, say)
     if as_json:
-        card = {"model": report.path, "sha256": report.sha256, "metrics": report.metrics, "split": report.split}
-        print_json({**card, "parameters": report.parameters})
+        print_json(report.summary())
     else:
         say(str(report))
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -273,6 +276,39 @@ def report(
     from .summary import report_again
 
     say(f"{report_again(out, run_id)}")
+
+
+models = typer.Typer(help="The networks that stages can use.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the families of networks and the weights that are shipped for them."""
+    from .console import print_json
+    from .model_list import describe_models, print_models
+
+    if as_json:
+        print_json(describe_models())
+    else:
+        print_models()
+
+
+@models.command("info")
+def models_info(
+    model: Annotated[str, typer.Argument(help="A name of the list, weights with a card, or a saved classifier.")],
+    weights: Annotated[str | None, typer.Option(help="Weights of the family MODEL: file or hf: source.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the card of a model: settings, digest, licence, training and metrics."""
+    from .console import print_json
+    from .model_list import describe_model, print_model
+
+    description = describe_model(model, weights)
+    if as_json:
+        print_json(description)
+    else:
+        print_model(description)
 
 
 def main() -> None:

@@ -1,22 +1,43 @@
 """Training by recipe: `cubeloom train RECIPE`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cubeloom.errors import ConfigError
 
 from .classifier import TrainingReport, train_classifier
+from .denoiser_recipe import DenoiserRecipe
 from .recipe import ClassifierRecipe, load_recipe
 
-__all__ = ["ClassifierRecipe", "TrainingReport", "load_recipe", "train", "train_classifier"]
+if TYPE_CHECKING:
+    from .denoiser import DenoiserReport
+
+__all__ = ["ClassifierRecipe", "DenoiserRecipe", "TrainingReport", "load_recipe", "train", "train_classifier"]
 
 
-def train(recipe: Path, out: Path) -> TrainingReport:
+def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) -> "TrainingReport | DenoiserReport":
     """Train what a recipe file describes and save it.
 
     Args:
-        recipe: a YAML file (see `ClassifierRecipe`); its paths are relative to itself.
+        recipe: a YAML file (see `ClassifierRecipe` and `DenoiserRecipe`); its paths are relative to itself.
         out: the file to write.
+        say: takes lines on the progress, for a person.
 
     Raises:
-        ConfigError: the recipe is wrong.
-        InputError: its scenes or labels cannot be used.
+        ConfigError: the recipe is wrong, or needs an extra that is not installed.
+        InputError: its scenes, labels or cubes cannot be used.
     """
-    return train_classifier(load_recipe(recipe), out)
+    loaded = load_recipe(recipe)
+    if isinstance(loaded, ClassifierRecipe):
+        return train_classifier(loaded, out)
+    from cubeloom.models.torchvision_cure import make_torchvision_importable
+
+    make_torchvision_importable()
+    try:
+        import lightning  # noqa: F401 - whether it is there
+    except ModuleNotFoundError:
+        raise ConfigError(f"{recipe}: to train a network install the extra: pip install 'cubeloom[train]'") from None
+    from .denoiser import train_denoiser
+
+    return train_denoiser(loaded, out, say)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,12 @@ class TrainingReport:
     metrics: Mapping[str, Any]
     split: Mapping[str, Any]
     parameters: Mapping[str, Any]
+    exit_code: ClassVar[int] = 0
+
+    def summary(self) -> dict[str, Any]:
+        """For a script."""
+        scores = {"model": self.path, "sha256": self.sha256, "metrics": self.metrics, "split": self.split}
+        return {**scores, "parameters": self.parameters}
 
     def __str__(self) -> str:
         """A table for a terminal."""

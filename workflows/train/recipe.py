@@ -10,6 +10,8 @@ from cubeloom.models.classifiers import Feature
 from cubeloom.pipeline.stages import explain
 from cubeloom.untrusted import load_yaml
 
+from .denoiser_recipe import DenoiserRecipe
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,8 +110,23 @@ class ClassifierRecipe(_Part):
             raise ValueError(f"class names must differ; found {', '.join(names)}")
         return self
 
+    def beside(self, folder: Path) -> "ClassifierRecipe":
+        """The recipe with its paths relative to `folder`."""
+        moved = [
+            scene.model_copy(update={"scene": folder / scene.scene, "labels": folder / scene.labels})
+            for scene in self.scenes
+        ]
+        return self.model_copy(update={"scenes": tuple(moved)})
 
-def load_recipe(path: Path) -> ClassifierRecipe:
+
+Recipe = ClassifierRecipe | DenoiserRecipe
+KINDS: dict[str, type[ClassifierRecipe] | type[DenoiserRecipe]] = {
+    "classifier": ClassifierRecipe,
+    "denoiser": DenoiserRecipe,
+}
+
+
+def load_recipe(path: Path) -> Recipe:
     """A recipe from a YAML file; its paths become relative to the working directory.
 
     Raises:
@@ -118,15 +135,10 @@ def load_recipe(path: Path) -> ClassifierRecipe:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe")
     data = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(data, dict) or data.get("kind") != "classifier":
-        found = data.get("kind") if isinstance(data, dict) else type(data).__name__
-        raise ConfigError(f"{path}: expected a recipe with kind: classifier, found {found!r}")
+    kind = data.get("kind") if isinstance(data, dict) else type(data).__name__
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{path}: expected a recipe with kind: {' or '.join(KINDS)}, found {kind!r}")
     try:
-        recipe = ClassifierRecipe.model_validate(data)
+        return KINDS[kind].model_validate(data).beside(path.parent)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, ClassifierRecipe)}") from None
-    beside = [
-        scene.model_copy(update={"scene": path.parent / scene.scene, "labels": path.parent / scene.labels})
-        for scene in recipe.scenes
-    ]
-    return recipe.model_copy(update={"scenes": tuple(beside)})
+        raise ConfigError(f"{path}: {explain(error, KINDS[kind])}") from None

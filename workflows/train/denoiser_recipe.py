@@ -1,0 +1,250 @@
+"""What a recipe of kind `denoiser` may say."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .noisy import TRAINING_NOISES
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class CubeFile(_Part):
+    """A cube that counts as clean.
+
+    Attributes:
+        path: a product, store, raster with wavelengths, or MATLAB file; relative to the recipe.
+        key: variable of the scene or array of the MATLAB file; by default the scene's subject, the largest array.
+        shape: height and width of the image, for a MATLAB array `(band, pixel)`.
+        options: further options of `open_scene`, such as `scale`.
+        project: keep the signal subspace alone, so that the cube's own noise is less.
+        weight: how often it is drawn, relative to the other files.
+    """
+
+    path: Path
+    key: str | None = None
+    shape: tuple[Count, Count] | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+    project: bool = False
+    weight: Positive = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, data: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+        return {"path": data} if isinstance(data, str) else data
+
+
+class SimulatedScenes(_Part):
+    """Scenes simulated without noise.
+
+    Attributes:
+        count: how many, over all kinds of landscape.
+        height: px.
+        width: px.
+        seed: of the first.
+        weight: how often any of them is drawn, relative to a file of weight 1.
+    """
+
+    count: Count = 8
+    height: Annotated[int, Field(ge=32, le=2048)] = 192
+    width: Annotated[int, Field(ge=32, le=2048)] = 192
+    seed: int = 1000
+    weight: Positive = 1.0
+
+
+class Pool(_Part):
+    """Noisy scenes from which crops of component images are taken (transform `eigenimages`).
+
+    Attributes:
+        size: how many are kept.
+        renew_every: steps after which the oldest makes room for a new one.
+        scene_px: each is made of a random square of this size; of the whole cube where None.
+        process: make them in a process of their own, ahead of training.
+    """
+
+    size: Count = 64
+    renew_every: Count = 4
+    scene_px: Annotated[int, Field(ge=16)] | None = None
+    process: bool = True
+
+
+class Validation(_Part):
+    """What training is judged by: the same cubes with the same noise every time.
+
+    Attributes:
+        cubes: files that training does not see.
+        scenes: simulated scenes, of other seeds than those to learn from.
+        noise: kinds of noise, each on every cube.
+        every: steps from one validation to the next.
+        px: edge of the middle of each cube that the network sees.
+        seed: of the noise.
+    """
+
+    cubes: tuple[CubeFile, ...] = ()
+    scenes: SimulatedScenes | None = None
+    noise: tuple[str, ...] = ("gaussian50", "noniid", "stripe", "deadline", "impulse", "mixture")
+    every: Count = 1000
+    px: Annotated[int, Field(ge=16)] = 64
+    seed: int = 12345
+
+
+class About(_Part):
+    """What the card says that training cannot know.
+
+    Attributes:
+        licence: of the weights.
+        sensor: whose scenes they are for.
+        wavelengths_nm: range trained on.
+        variable: what a cube must hold; anything where None.
+        units: of that variable.
+        tile: edge of the tiles at inference, px.
+        halo: overlap of the tiles, px.
+    """
+
+    licence: str = "Apache-2.0"
+    sensor: str | None = None
+    wavelengths_nm: tuple[Positive, Positive] | None = None
+    variable: str | None = None
+    units: str | None = None
+    tile: Count = 128
+    halo: Annotated[int, Field(ge=0)] = 16
+
+
+class DenoiserRecipe(_Part):
+    """How to train a denoising network.
+
+    Attributes:
+        model: family, such as `hsdt_s`.
+        settings: arguments of the family.
+        weights: start from these instead of random ones.
+        transform: what the network sees. `bands`: consecutive bands of a cube in [0, 1]. `eigenimages`: component
+            images of a noisy scene's signal subspace, in units of its noise.
+        bands: how many bands or, at most, components it sees at once.
+        rank: of the subspace, as in the `denoise` stage.
+        cubes: clean cubes to learn from.
+        scenes: simulated ones.
+        scales: learn from the cubes and from their averages over squares of so many pixels.
+        noise: kinds of noise and how often each is drawn.
+        correlated: chance that noise is resampled by a part of a pixel, as it is in a product that was rectified.
+        strength: range of the noise level that the network is told; beyond 1 to 1 it learns to take other strengths.
+        dihedral: turn and mirror the cubes `before` noise is added, so that columns stay columns, or the patches
+            `after`; `none` of both.
+        reverse: also the order of bands, for `bands`; for `eigenimages` the sign of each component.
+        patch_px: edge of the patches; of several one is drawn for each step.
+        batch: patches a step.
+        voxels: at most so many values of one channel a step, so that steps of many components, or large patches,
+            take about as long as others; `batch` then bounds the patches.
+        steps: of the optimiser (Adam).
+        learning_rate: the largest.
+        schedule: `one_cycle` or `cosine` (both warm up over `warmup` of the steps and fall in a half cosine; one_cycle
+            falls to a ten-thousandth, cosine to a hundredth), or `constant`.
+        warmup: share of the steps.
+        weight_decay: decoupled (AdamW) where it is not 0.
+        clip: largest norm of the gradient.
+        loss: of the correction.
+        ema: decay of the moving average of the weights, which is what is saved; 0 for none.
+        init: of convolutions: `xavier` (normal), as the authors of HSDT advise, or torch's `default`.
+        norm_momentum: of batch normalisation.
+        freeze_norm: share of the steps after which batch statistics are held.
+        precision: of the arithmetic: `fp32` or `bf16`.
+        seed: of all that is random.
+        threads: of the arithmetic on a CPU; as many as there are cores where None.
+        minutes: stop after so long; the same command goes on from there.
+        checkpoint_every: steps.
+        log_every: steps.
+    """
+
+    kind: Literal["denoiser"]
+    model: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    transform: Literal["bands", "eigenimages"] = "eigenimages"
+    bands: Annotated[int, Field(ge=2)] = 31
+    rank: Literal["auto", "hysime"] | Count = "auto"
+    cubes: tuple[CubeFile, ...] = ()
+    scenes: SimulatedScenes | None = None
+    scales: tuple[Count, ...] = (1,)
+    noise: Annotated[dict[str, Positive], Field(min_length=1)]
+    correlated: Fraction = 0.0
+    strength: tuple[Positive, Positive] = (1.0, 1.0)
+    dihedral: Literal["before", "after", "none"] = "after"
+    reverse: bool = True
+    patch_px: Annotated[tuple[Annotated[int, Field(ge=8)], ...], Field(min_length=1)] = (32,)
+    batch: Count = 8
+    voxels: Count | None = None
+    steps: Count = 20_000
+    learning_rate: Positive = 1e-3
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 1.0
+    loss: Literal["mse", "l1", "charbonnier"] = "charbonnier"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    init: Literal["xavier", "default"] = "xavier"
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    freeze_norm: Fraction = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    pool: Pool = Pool()
+    validation: Validation = Validation()
+    about: About = About()
+    seed: int = 0
+    threads: Count | None = None
+    minutes: Positive | None = None
+    checkpoint_every: Count = 500
+    log_every: Count = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_patch_size(cls, data: Any) -> Any:  # noqa: ANN401
+        if isinstance(data, dict) and isinstance(data.get("patch_px"), int):
+            return {**data, "patch_px": (data["patch_px"],)}
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.cubes and not self.scenes:
+            raise ValueError("nothing to learn from: give cubes, or scenes to simulate")
+        unknown = sorted({*self.noise, *self.validation.noise} - set(TRAINING_NOISES))
+        if unknown:
+            raise ValueError(f"noise {', '.join(unknown)} is unknown; expected some of {', '.join(TRAINING_NOISES)}")
+        if self.strength[0] > self.strength[1]:
+            raise ValueError(f"strength is a range from low to high; found {self.strength}")
+        if self.transform == "bands" and self.strength != (1.0, 1.0):
+            raise ValueError("strength is for transform eigenimages; one of bands is told the noise that there is")
+        if self.pool.scene_px is not None and self.pool.scene_px < max(self.patch_px):
+            raise ValueError(f"pool.scene_px {self.pool.scene_px} is less than a patch of {max(self.patch_px)} px")
+        shared = {cube.path for cube in self.cubes} & {cube.path for cube in self.validation.cubes}
+        if shared:
+            raise ValueError(f"{sorted(map(str, shared))} is both learnt from and validated on; leave it in one place")
+        return self
+
+    def patches(self, bands: int, px: int) -> int:
+        """How many patches of so many bands or components and so many pixels make a batch."""
+        return self.batch if self.voxels is None else min(max(self.voxels // (bands * px**2), 1), self.batch)
+
+    @property
+    def channels(self) -> int:
+        """Inputs of the network: 2 where it is told the noise level."""
+        told = 2 if self.transform == "eigenimages" else 1
+        return int(self.settings.get("in_channels", told))
+
+    def beside(self, folder: Path) -> "DenoiserRecipe":
+        """The recipe with its paths relative to `folder`."""
+        moved = [
+            tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
+            for cubes in (self.cubes, self.validation.cubes)
+        ]
+        validation = self.validation.model_copy(update={"cubes": moved[1]})
+        return self.model_copy(update={"cubes": moved[0], "validation": validation})
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the weights: training only goes on where this is unchanged."""
+        return self.model_dump(mode="json", exclude={"minutes", "threads", "log_every", "checkpoint_every", "about"})
