@@ -1,0 +1,72 @@
+"""The methods an evaluation compares, each run as its users run it: through `cubeloom.denoise` on a Scene."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeloom.errors import ConfigError
+
+from .cubes import CleanCube
+from .hymixde import hymixde
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column of the tables.
+
+    Attributes:
+        name: as the user wrote it.
+        what: in words.
+        run: denoised cube of a noisy one, both `(band, y, x)`.
+        clamped: whether the result is clamped to [0, 1], as the protocol does with what a denoiser gives.
+        parameters: those of the `denoise` stage; empty where it is not that stage.
+    """
+
+    name: str
+    what: str
+    run: Callable[[CleanCube, Float32Array], Float32Array]
+    clamped: bool = True
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Methods from `noisy,subspace,hymixde,network:NAME[@WEIGHTS]`.
+
+    Raises:
+        ConfigError: an unknown method, one without its model, one that comes twice, or none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--methods: {twice[0]!r} comes twice")
+    if not names:
+        raise ConfigError("--methods names no method; expected a list such as noisy,subspace,hymixde")
+    return [_method(name) for name in names]
+
+
+def _method(name: str) -> Method:
+    if name == "noisy":
+        return Method(name, "the noisy input, not clamped", lambda _, noisy: noisy, clamped=False)
+    if name == "hymixde":
+        return Method(name, "mixed-noise baseline after L1HyMixDe", lambda clean, noisy: hymixde(noisy, clean.valid))
+    if name == "subspace":
+        return _stage(name, "the denoise stage, subspace and wavelets", {"method": "subspace"})
+    kind, _, model = name.partition(":")
+    model, _, weights = model.partition("@")
+    if kind != "network" or not model:
+        raise ConfigError(f"--methods: {name!r}; expected noisy, subspace, hymixde or network:NAME[@WEIGHTS]")
+    parameters = {"method": "network", "model": model} | ({"weights": weights} if weights else {})
+    return _stage(name, f"the denoise stage, network {model}", parameters)
+
+
+def _stage(name: str, what: str, parameters: dict[str, Any]) -> Method:
+    def run(clean: CleanCube, noisy: Float32Array) -> Float32Array:
+        from cubeloom.pipeline.functions import denoise
+
+        return np.asarray(denoise(clean.scene(noisy), **parameters)["denoised"].values)
+
+    return Method(name, what, run, parameters=parameters)
