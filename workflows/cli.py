@@ -311,6 +311,33 @@ def models_info(
         print_model(description)
 
 
+evaluate = typer.Typer(help="Compare methods on cubes of your own.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(evaluate, name="evaluate")
+
+
+@evaluate.command("denoise")
+def evaluate_denoise(
+    cubes: Annotated[list[str], typer.Argument(metavar="CUBE...", help="Products, stores, GeoTIFF or MATLAB files.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and figure.png.")],
+    methods: Annotated[
+        str, typer.Option(help="Some of noisy, subspace, hymixde, network:NAME[@WEIGHTS].")
+    ] = "noisy,subspace,hymixde",
+    noises: Annotated[str, typer.Option(help="Kinds of noise; protocol stands for nine of them.")] = "protocol",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same noise.", min=0)] = 0,
+    crop: Annotated[int, typer.Option(help="Longest side of the middle that is taken of a cube, px.", min=16)] = 512,
+    as_json: Json = False,
+) -> None:
+    """Add noise to clean CUBEs, denoise them by every method and measure what comes out."""
+    from .console import print_json, say
+    from .evaluate import evaluate_files
+
+    found, written = evaluate_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
+    say("\n".join(str(path) for path in written))
+    if as_json:
+        print_json(found.to_json())
+    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)
+
+
 def main() -> None:
     """Entry point: our own errors become one message and an exit code."""
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # sensor geometry has none by design
