@@ -207,10 +207,11 @@ def read_card(path: str | Path) -> dict[str, Any]:
     """The card of a saved classifier, without loading the estimator.
 
     Raises:
-        ModelError: the file has none.
+        ModelError: there is no such file, or it has none.
     """
     path = Path(path)
-    return {**_read_card(path.read_bytes(), path), "sha256": _digest(path)}
+    digest = _digest(path)
+    return {**_read_card(path.read_bytes(), path), "sha256": digest}
 
 
 def _read_card(content: bytes, path: Path) -> dict[str, Any]:

@@ -55,6 +55,17 @@ class Family:
         except ValidationError as error:
             raise ModelError(f"model {self.name}, settings {dict(settings)}: {problems(error)}") from None
 
+    def network(self, settings: Mapping[str, Any]) -> "Network":
+        """An untrained network.
+
+        Raises:
+            ModelError: the settings are of a kind or size that cannot be built.
+        """
+        try:
+            return self.build(**settings)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"model {self.name} cannot be built with settings {dict(settings)}: {error}") from error
+
     def require(self, settings: Mapping[str, Any]) -> None:
         """Check that the family has all these settings.
 
@@ -137,7 +148,7 @@ def create_model(name: str, weights: str | Path | None = None, **settings: Any) 
             another architecture; says which and what to do.
     """
     found = _find(name, weights, settings)
-    network = found.family.build(**found.card.settings)
+    network = found.family.network(found.card.settings)
     if found.path is not None:
         state = read_weights(found.path, found.card.sha256)
         load_strictly(network, found.family.key_map(state) if found.family.key_map else state, str(found.path))

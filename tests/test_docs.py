@@ -58,7 +58,12 @@ def test_commands_and_options_exist(page):
     for line in re.findall(r"^ {4}(?:\.venv/bin/)?cubeloom (.*)$", page.read_text(), re.MULTILINE):
         name, *arguments = line.partition(" #")[0].split()
         assert name in commands, f"{page.name}: cubeloom {name}"
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        if hasattr(command, "commands"):  # a group, such as `models list`
+            name, *arguments = arguments
+            assert name in command.commands, f"{page.name}: cubeloom {line}"
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in arguments if word.startswith("--")} <= known, f"{page.name}: cubeloom {line}"
 
 

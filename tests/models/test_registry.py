@@ -1,12 +1,15 @@
 """The registry: names, settings, weights with their cards, and what each refusal says."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from pydantic_core import PydanticUndefined
 
 from cubeloom.errors import ModelError
 from cubeloom.models import registry
@@ -15,6 +18,7 @@ from cubeloom.models.checkpoints import weights_digest
 from cubeloom.models.network import Network
 from cubeloom.models.registry import create_model, list_models, model_card, register_model, save_model
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text()
 SHIPPED = [entry.name for entry in list_models() if entry.card]
 
 
@@ -73,6 +77,11 @@ class TestNames:
     def test_an_unknown_setting_comes_with_the_nearest(self, families):
         with pytest.raises(ModelError, match=r"unknown setting 'widht'; did you mean 'width'\? .*in_channels, width"):
             create_model("tiny", widht=3)
+
+    @pytest.mark.parametrize("width", ["four", -4, 2.5])
+    def test_a_setting_of_another_kind_is_refused(self, families, width):
+        with pytest.raises(ModelError, match=r"model tiny cannot be built with settings {'width': "):
+            create_model("tiny", width=width)
 
     @pytest.mark.parametrize("name", ["tiny", "hsdt_s"])
     def test_a_name_is_registered_once(self, families, name):
@@ -231,6 +240,26 @@ class TestCards:
         )
         write_card(card, tmp_path / "c.card.json")
         assert read_card(tmp_path / "c.card.json") == card
+
+
+class TestPage:
+    def test_every_key_of_a_card_is_described_with_its_default(self):
+        rows = dict(re.findall(r"^\| `(\w+)` \| (`[^`]+`)? ?\|", PAGE.partition("## Cards")[2], re.MULTILINE))
+        fields = {name: field.get_default(call_default_factory=True) for name, field in Card.model_fields.items()}
+        expected = {name: None if default is PydanticUndefined else default for name, default in fields.items()}
+        assert {
+            name: yaml.safe_load(default.strip("`")) if default else None for name, default in rows.items()
+        } == expected
+
+    def test_a_family_is_added_as_the_page_says(self, families):
+        code = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[-1]
+        exec(compile(code, "models.md", "exec"), {"__name__": "own"})
+        cube = torch.rand(1, 1, 5, 3, 3)
+        assert torch.equal(create_model("mean")(cube)[0, 0, 4], cube.mean(dim=2)[0, 0])
+        assert "mean" in [entry.name for entry in list_models()]
+
+    def test_every_family_is_on_the_page(self):
+        assert all(f"`{family}`" in PAGE for family in registry._HOMES)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
