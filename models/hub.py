@@ -1,6 +1,6 @@
 """Weights on a model hub: `hf:owner/repo/file@sha256`, fetched once into a cache and never used unhashed.
 
-`HF_ENDPOINT` names another server than huggingface.co, `CUBELOOM_CACHE` another cache than `~/.cache/cubeloom`, and
+`HF_ENDPOINT` names another server than that of Hugging Face, `CUBELOOM_CACHE` another cache than `~/.cache/cubeloom`, and
 with `CUBELOOM_OFFLINE=1` nothing is asked of the network.
 """
 
