@@ -1,7 +1,7 @@
 """Weights on a model hub: `hf:owner/repo/file@sha256`, fetched once into a cache and never used unhashed.
 
-`HF_ENDPOINT` names another server than that of Hugging Face, `CUBELOOM_CACHE` another cache than `~/.cache/cubeloom`, and
-with `CUBELOOM_OFFLINE=1` nothing is asked of the network.
+`HF_ENDPOINT` names another server than that of Hugging Face, `CUBELOOM_CACHE` another cache than
+`~/.cache/cubeloom`, and with `CUBELOOM_OFFLINE=1` nothing is asked of the network.
 """
 
 import os
