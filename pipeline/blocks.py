@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,12 @@ from .scene import QUALITY_FLAGS, Bands, SceneSpec
 
 if TYPE_CHECKING:
     from .stages.base import Stage, Stats
+
+PREDICTION = "prediction"
+"""Name under which a block holds what the network of the stage at hand gave for it, `(channel, y, x)` float32."""
+
+Predictions = Callable[[int, Window], Array]
+"""What the network of a step, by its number, gave for a window of the step's input grid."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def run_chain(
     stats: Sequence[Stats],
     core: Window,
     halo: int = 0,
+    predictions: Predictions | None = None,
 ) -> list[Block]:
     """Read a window with its halo and take it through the stages.
 
@@ -108,6 +115,7 @@ def run_chain(
         stats: what each step's statistics settled to (empty for steps without any).
         core: the window wanted, px of the source's grid.
         halo: px to keep around the core of the last block.
+        predictions: of the steps that run a network, whose tiles must have been computed; None where there is none.
 
     Returns:
         One Block a group (grid or band axis) of the chain, the native one first, each cropped to the core.
@@ -117,8 +125,8 @@ def run_chain(
     window = core.expand(halos[0], shape)
     block = Block(source.spec, window, core, {name: source.read(name, window) for name in source.spec.variables})
     done = []
-    for stage, after, settled, margin in zip(stages, specs[1:], stats, halos[1:], strict=False):
-        made = stage.apply(block, settled)
+    for step, (stage, after, settled, margin) in enumerate(zip(stages, specs[1:], stats, halos[1:], strict=False)):
+        made = stage.apply(_with_prediction(block, stage, step, predictions), settled)
         if after.group != block.spec.group:
             done.append(block.crop(block.core))
         carried = {name: array for name, array in block.arrays.items() if name in after.variables}
@@ -126,6 +134,27 @@ def run_chain(
         grown = Block(after, block.window.scaled(factor), core.scaled(after.scale), {**carried, **made})
         block = grown.crop(grown.core.expand(margin, (shape[0] * after.scale, shape[1] * after.scale)))
     return [*done, block]
+
+
+def _with_prediction(block: Block, stage: Stage, step: int, predictions: Predictions | None) -> Block:
+    if stage.tiling(block.spec) is None:
+        return block
+    if predictions is None:
+        raise ValueError(f"stage {stage.name} runs a network, and no predictions of its tiles were given")
+    return replace(block, arrays={**block.arrays, PREDICTION: predictions(step, block.window)})
+
+
+def read_tile(
+    source: Source,
+    stages: Sequence[Stage],
+    specs: Sequence[SceneSpec],
+    stats: Sequence[Stats],
+    tile: Window,
+    predictions: Predictions,
+) -> Block:
+    """What the stages make of a tile: the input of the stage after them, on its grid."""
+    block = run_chain(source, stages, specs, stats, tile.coarsened(specs[-1].scale), 0, predictions)[-1]
+    return replace(block.crop(tile), core=tile)
 
 
 def measure_block(
@@ -136,9 +165,10 @@ def measure_block(
     core: Window,
     step: int,
     number: int,
+    predictions: Predictions | None = None,
 ) -> Stats:
     """Partial sums of pass `number` of stage `step` over one window; earlier stages must have settled."""
     stage = stages[step]
     halo = stage.halo(specs[step])
-    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo)[-1]
+    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions)[-1]
     return stage.measure(block, stats[step], number)

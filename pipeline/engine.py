@@ -1,4 +1,4 @@
-"""A plan carried out: the statistics, the blocks, the finished store.
+"""A plan carried out: the statistics, the networks' tiles, the blocks, the finished store.
 
 This is the one way a product is made from files: the batch runner calls it with a ledger that outlives the process,
 the single-scene commands with a journal in memory.
@@ -6,14 +6,14 @@ the single-scene commands with a journal in memory.
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -24,84 +24,31 @@ from dask.delayed import delayed
 from cubeloom.errors import ConfigError, StoreError
 
 from . import store
-from .blocks import Block, measure_block, run_chain
-from .chunks import Written, clipped_by_variable, write_block, write_overviews
+from .blocks import Block, run_chain
+from .chunks import Written, write_block, write_overviews
 from .encoding import Array, Encoding, Packed
 from .executor import Executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
+from .journal import Journal, MemoryJournal, Progress
 from .memory import DEFAULT_MEMORY, READ_AHEAD
+from .passes import Settled, drop_scratch, settle
 from .plan import Plan, make_plan
 from .readers.base import Source
 from .readers.store import StoreSource
 from .scene import SceneSpec, spec_of
-from .stages.base import NO_STATS, Stage, Stats, add_stats
+from .stages.base import Stage
 
 UNHASHED = "not hashed"
 """The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-
-class Journal(Protocol):
-    """What is already done of a product, and the record of what gets done."""
-
-    def chunks(self) -> Mapping[str, str]:
-        """Hashes of the chunks that stand in staging."""
-        ...
-
-    def clipped(self) -> Mapping[str, int]:
-        """Values clipped so far, by variable."""
-        ...
-
-    def add_block(self, window: Window, written: Written) -> None:
-        """Record a finished block."""
-        ...
-
-    def statistics(self, step: int, number: int, part: int) -> Stats | None:
-        """Partial sums recorded for a block of a statistics pass."""
-        ...
-
-    def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
-        """Record the partial sums of one block."""
-        ...
-
-
-class MemoryJournal:
-    """A journal that ends with the process."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[str, str] = {}
-        self._clipped: dict[str, int] = {}
-
-    def chunks(self) -> Mapping[str, str]:
-        """Hashes of the chunks written so far."""
-        return self._chunks
-
-    def clipped(self) -> Mapping[str, int]:
-        """Values clipped so far, by variable."""
-        return clipped_by_variable(self._clipped)
-
-    def add_block(self, window: Window, written: Written) -> None:
-        """Remember a finished block."""
-        self._chunks |= written.hashes
-        self._clipped |= written.clipped
-
-    def statistics(self, step: int, number: int, part: int) -> Stats | None:
-        """Nothing is ever found: every pass runs once in a process."""
-        return None
-
-    def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
-        """Nothing needs remembering."""
-
 
 def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, progress: Progress) -> dict[str, Any]:
-    """Make a product in staging: statistics, blocks, seal. What the journal holds already is not done again.
+    """Make a product in staging: statistics, tiles, blocks, seal. What the journal holds already is not done again.
 
     Returns:
         The commit record's own entries: identity, history and counts.
     """
-    if not staged.exists() or not journal.chunks():
+    if not staged.exists() or not (journal.chunks() or journal.tiles()):
         store.create(staged, plan.groups)
     work = plan.missing(journal.chunks())
     total = plan.blocks
@@ -120,8 +67,9 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
         keep("ingest", work.ingest, _ingest(source, plan.measured, staged, executor, work.ingest))
         source = StoreSource(staged, "", source.spec)
     if work.steps:
-        stats = settle_statistics(plan, source, journal, executor, progress)
-        keep("steps", work.steps, executor.map(partial(_block_task, plan, source, stats, staged), work.steps))
+        settled = settle(plan, source, staged, journal, executor, progress)
+        keep("steps", work.steps, executor.map(partial(_block_task, plan, source, settled, staged), work.steps))
+    drop_scratch(staged)
     record = {
         "identity": None if plan.content == UNHASHED else plan.identity,
         "scene_id": source.spec.scene_id,
@@ -133,36 +81,6 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
     store.seal(staged, plan.groups, journal.chunks(), record, executor.map)
     progress("verify", 1, 1)
     return record
-
-
-def settle_statistics(
-    plan: Plan, source: Source, journal: Journal, executor: Executor, progress: Progress
-) -> list[Stats]:
-    """What the statistics of every step settled to; a step without passes has none."""
-    stats: list[Stats] = [NO_STATS for _ in plan.stages]
-    windows = list(tile(plan.source.spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)))
-    for step, stage in enumerate(plan.stages):
-        for number in range(stage.passes):
-            known = {part: journal.statistics(step, number, part) for part in range(len(windows))}
-            todo = [part for part, sums in known.items() if sums is None]
-            what = f"{stage.name} statistics {number + 1}/{stage.passes}"
-            progress(what, len(windows) - len(todo), len(windows))
-            measure = partial(_measure_task, plan, source, tuple(stats), windows, step, number)
-            for part, sums in zip(todo, executor.map(measure, todo), strict=True):
-                journal.add_statistics(step, number, part, sums)
-                known[part] = sums
-                progress(what, part + 1, len(windows))
-            total: Stats = NO_STATS
-            for part in range(len(windows)):
-                total = add_stats(total, known[part] or NO_STATS)
-            stats[step] = stage.settle(total, stats[step], number, plan.specs[step])
-    return stats
-
-
-def _measure_task(
-    plan: Plan, source: Source, stats: Sequence[Stats], windows: Sequence[Window], step: int, number: int, part: int
-) -> Stats:
-    return measure_block(source, plan.stages, plan.specs, stats, windows[part], step, number)
 
 
 def _ingest(
@@ -228,10 +146,11 @@ class _Reading:
         return Packed(self.whole, self.encoding) if packed else self.whole
 
 
-def _block_task(plan: Plan, source: Source, stats: Sequence[Stats], staged: Path, core: Window) -> Written:
+def _block_task(plan: Plan, source: Source, settled: Settled, staged: Path, core: Window) -> Written:
     """One block through the steps, and what they make into the store; doing it again leaves the same files."""
     written = Written({}, 0, {})
-    blocks = {block.spec.group: block for block in run_chain(source, plan.stages, plan.specs, stats, core)}
+    made = run_chain(source, plan.stages, plan.specs, settled.stats, core, 0, settled.predictions)
+    blocks = {block.spec.group: block for block in made}
     for spec in plan.derived:
         block = replace(blocks[spec.group], spec=spec)
         written += write_block(staged, block)

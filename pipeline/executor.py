@@ -38,12 +38,19 @@ class Executor:
         """Start one task."""
         return self._pool.submit(function, *args)
 
-    def map(self, function: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
-        """Results of a function over arguments, in order; few more tasks are under way than there are workers."""
+    def map(self, function: Callable[[A], T], arguments: Iterable[A], at_once: int | None = None) -> Iterator[T]:
+        """Results of a function over arguments, in order; few more tasks are under way than there are workers.
+
+        Args:
+            function: the task.
+            arguments: one for each task.
+            at_once: most tasks under way, for such as take more memory than every worker can have.
+        """
+        most = 2 * self.workers + 1 if at_once is None or at_once >= self.workers else at_once
         waiting: deque[Future[T]] = deque()
         for argument in arguments:
             waiting.append(self.submit(function, argument))
-            if len(waiting) > 2 * self.workers:
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -52,6 +52,11 @@ class Window:
         """The same ground on a grid `factor` times finer."""
         return Window(self.row * factor, self.col * factor, self.height * factor, self.width * factor)
 
+    def coarsened(self, factor: int) -> "Window":
+        """The pixels of a grid `factor` times coarser that this window touches."""
+        row, col = self.row // factor, self.col // factor
+        return Window(row, col, -(-self.stop[0] // factor) - row, -(-self.stop[1] // factor) - col)
+
     def tiles(self, size: Shape) -> "list[Window]":
         """Windows of `size` that cover this one row by row; the last ones are cut at its edge."""
         return [

@@ -3,7 +3,8 @@
 The graph holds one task a block and names the stage by its parameters alone; pixels flow only when computed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -11,11 +12,12 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from .blocks import Block
+from .blocks import PREDICTION, Block
 from .encoding import Array
 from .grids import STATISTICS_BLOCK, Window, tile
 from .scene import SceneSpec, scene_from, spec_of
 from .stages.base import NO_STATS, Stage, Stats, add_stats
+from .tiles import FloatImages, Lattice, blend
 
 LiftedStage = Callable[[xr.Dataset], xr.Dataset]
 
@@ -23,7 +25,8 @@ LiftedStage = Callable[[xr.Dataset], xr.Dataset]
 def lift(stage: Stage) -> LiftedStage:
     """The stage as a function of a lazy Scene.
 
-    Statistics and results come in blocks of 256 px, so a lifted stage gives the same array as a batch run.
+    Statistics and results come in blocks of 256 px, so a lifted stage gives the same array as a batch run. Tiles of a
+    network are tasks of their own, which the blocks that they touch wait for.
     """
 
     def lifted(scene: xr.Dataset) -> xr.Dataset:
@@ -32,7 +35,8 @@ def lift(stage: Stage) -> LiftedStage:
         arrays = {name: _lazy(scene[name]) for name in before.variables}
         stats = _lazy_stats(stage, before, arrays)
         changed = _changed(before, after)
-        made = _lazy_blocks(stage, before, after, arrays, stats, changed)
+        tiles = _lazy_tiles(stage, before, arrays, stats)
+        made = _lazy_blocks(stage, before, after, arrays, stats, tiles, changed)
         return scene_from(after, {name: made.get(name, arrays.get(name)) for name in after.variables})
 
     return lifted
@@ -81,12 +85,39 @@ def _lazy_stats(stage: Stage, spec: SceneSpec, arrays: dict[str, Any]) -> Any:  
     return stats
 
 
+@dataclass(frozen=True, eq=False)
+class _LazyTiles:
+    """A network's tiles: where they lie, and each as a Delayed."""
+
+    lattice: Lattice
+    images: Sequence[Any]
+
+    def blended(self, window: Window) -> Any:  # noqa: ANN401 - a Delayed
+        """The blend of the tiles that touch a window."""
+        images = {number: self.images[number] for number in self.lattice.touching(window)}
+        return delayed(_blend, pure=False)(self.lattice, window, images)
+
+
+def _lazy_tiles(stage: Stage, spec: SceneSpec, arrays: dict[str, Any], stats: Any) -> _LazyTiles | None:  # noqa: ANN401
+    tiling = stage.tiling(spec)
+    if tiling is None:
+        return None
+    lattice = Lattice.of(spec.shape, tiling)
+    images: list[Any] = []
+    for group in lattice.groups(tiling.at_once):
+        windows = [lattice.window(number) for number in group]
+        inputs = [_inputs(arrays, window) for window in windows]
+        images += delayed(_infer, pure=False, nout=len(group))(stage, spec, windows, inputs, stats)
+    return _LazyTiles(lattice, images)
+
+
 def _lazy_blocks(
     stage: Stage,
     before: SceneSpec,
     after: SceneSpec,
     arrays: dict[str, Any],
     stats: Any,  # noqa: ANN401 - a Delayed
+    tiles: _LazyTiles | None,
     names: Sequence[str],
 ) -> dict[str, Any]:
     factor = after.scale // before.scale
@@ -94,9 +125,10 @@ def _lazy_blocks(
     rows: dict[int, list[dict[str, Any]]] = {}
     for core in _windows(before):
         window = core.expand(halo, before.shape)
-        made = delayed(_apply, pure=False)(
-            stage, before, window, core, _inputs(arrays, window), stats, factor, tuple(names)
-        )
+        inputs = _inputs(arrays, window)
+        if tiles is not None:
+            inputs[PREDICTION] = tiles.blended(window)
+        made = delayed(_apply, pure=False)(stage, before, window, core, inputs, stats, factor, tuple(names))
         pieces = {}
         for name in names:
             leading = after.sizes(name)[:-2]
@@ -121,6 +153,17 @@ def _settle(stage: Stage, spec: SceneSpec, parts: Sequence[Stats], stats: Stats,
     for part in parts:
         total = add_stats(total, part)
     return stage.settle(total, stats, number, spec)
+
+
+def _infer(
+    stage: Stage, spec: SceneSpec, windows: Sequence[Window], arrays: Sequence[dict[str, Array]], stats: Stats
+) -> list[FloatImages]:
+    blocks = [Block(spec, window, window, held) for window, held in zip(windows, arrays, strict=True)]
+    return list(stage.infer(blocks, stats).images)
+
+
+def _blend(lattice: Lattice, window: Window, images: Mapping[int, FloatImages]) -> FloatImages:
+    return blend(lattice, window, images.__getitem__)
 
 
 def _apply(

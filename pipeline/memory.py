@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,9 +13,13 @@ from .grids import CHUNK, STATISTICS_BLOCK, Shape
 from .readers.base import Source
 from .scene import SceneSpec
 from .stages.base import Stage
+from .tiles import Lattice
 
 BASE_BYTES = 350 * 2**20
 """What the process holds beside blocks: the interpreter, the libraries, and GDAL's cache."""
+
+NETWORK_BYTES = 250 * 2**20
+"""What the process holds beside that once a network runs: PyTorch and SciPy."""
 
 DEFAULT_MEMORY = 4 * 2**30
 
@@ -44,28 +49,75 @@ def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
     return BASE_BYTES + max(held)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a run keeps to its memory.
+
+    Attributes:
+        block_shape: height and width of the blocks that go through the steps, px.
+        tile_workers: groups of a network's tiles at a time; their size is the network's, so it is their number that
+            gives way.
+        projected_bytes: what the run takes at its peak.
+    """
+
+    block_shape: Shape
+    tile_workers: int
+    projected_bytes: int
+
+
 def fit(
     source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], ingest: Shape, workers: int, memory: int
-) -> tuple[Shape, int]:
-    """The largest block whose way through the steps fits the budget, and the memory that the run takes."""
+) -> Fit:
+    """The largest blocks whose way through the steps fits the budget, and what the run takes.
+
+    Raises:
+        ConfigError: even the smallest block, or one tile of a network, exceeds the budget; shows the arithmetic.
+    """
     spec = source.spec
-    floor = _ingest_bytes(spec, ingest)
+    tiles = [_tile_bytes(stages, specs, step) for step in range(len(stages))]
+    base = BASE_BYTES + (NETWORK_BYTES if any(tiles) else 0)
+    tile_workers = max(min(workers, (memory - base) // max([1, *tiles])), 1)
+    floor = max(_ingest_bytes(spec, ingest), base + tile_workers * max(tiles, default=0))
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
-        floor = max(floor, BASE_BYTES + workers * _block_bytes(stages, specs, statistics, spec.shape))
+        floor = max(floor, base + workers * _block_bytes(stages, specs, statistics, spec.shape))
     shape = (LARGEST_BLOCK, LARGEST_BLOCK)
     while True:
         steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
-        projected = max(floor, BASE_BYTES + steps)
+        projected = max(floor, base + steps)
         if projected <= memory:
-            return shape, projected
+            return Fit(shape, tile_workers, projected)
         if shape == (CHUNK, CHUNK) or not stages:
-            raise ConfigError(
-                f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {BASE_BYTES / 2**20:.0f} MiB base + "
-                f"{workers} workers x {(projected - BASE_BYTES) / workers / 2**20:.0f} MiB for a block with its halo; "
-                f"the budget is {memory / 2**20:.0f} MiB. Give more memory, or fewer workers"
-            )
+            raise ConfigError(_too_much(spec, base, projected, memory, workers, max(tiles, default=0)))
         shape = _halved(shape)
+
+
+def _too_much(spec: SceneSpec, base: int, projected: int, memory: int, workers: int, tile_bytes: int) -> str:
+    budget = f"the budget is {memory / 2**20:.0f} MiB"
+    if tile_bytes and base + tile_bytes > memory:
+        return (
+            f"{spec.scene_id}: projected memory {(base + tile_bytes) / 2**20:.0f} MiB = {base / 2**20:.0f} MiB base + "
+            f"{tile_bytes / 2**20:.0f} MiB for one tile of the network; {budget}. Give more memory, or take a smaller "
+            "network"
+        )
+    return (
+        f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {base / 2**20:.0f} MiB base + "
+        f"{workers} workers x {(projected - base) / workers / 2**20:.0f} MiB for a block with its halo; "
+        f"{budget}. Give more memory, or fewer workers"
+    )
+
+
+def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) -> int:
+    """Bytes that one group of tiles of a step takes: its way through the steps before, then the network; 0 without."""
+    spec = specs[step]
+    tiling = stages[step].tiling(spec)
+    if tiling is None:
+        return 0
+    tile = Lattice.of(spec.shape, tiling).shape
+    shape = (-(-tile[0] // spec.scale) + 1, -(-tile[1] // spec.scale) + 1)
+    read = _block_bytes(stages[:step], specs[: step + 1], shape, specs[0].shape)
+    held = tiling.at_once * _array_bytes(spec, shape, specs[0].shape, 0)
+    return held + max(read, stages[step].tile_bytes(spec))
 
 
 def _halved(shape: Shape) -> Shape:
@@ -90,7 +142,9 @@ def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Sha
         made = _array_bytes(after, block, scene, halo * factor) - (
             held if factor == 1 and after.group == before.group else 0
         )
-        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube))
+        tiling = stage.tiling(before)
+        images = 2 * 4 * tiling.channels * _pixels(before, block, scene, halo) if tiling else 0  # the blend, one part
+        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube) + images)
     return peak
 
 

@@ -13,7 +13,7 @@ from .chunks import block_keys
 from .grids import Shape, Window, tile
 from .memory import DEFAULT_MEMORY, fit, ingest_shape
 from .readers.base import Source
-from .scene import SceneSpec
+from .scene import UNCERTAINTY, SceneSpec
 from .stages.base import Stage
 from .store import LAYOUT_VERSION
 
@@ -34,6 +34,7 @@ class Plan:
         ingest_shape: height and width of a block that is written as it was read, px, whole chunks.
         block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
         workers: block tasks at a time.
+        tile_workers: groups of a network's tiles at a time.
         projected_bytes: memory the run will need at its peak.
         content: digest of the content of the input files.
         identity: hex digest of everything that decides the product's bytes.
@@ -47,6 +48,7 @@ class Plan:
     ingest_shape: Shape
     block_shape: Shape
     workers: int
+    tile_workers: int
     projected_bytes: int
     content: str
     identity: str
@@ -119,10 +121,23 @@ def make_plan(
     groups = _published(specs, publish)
     measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
     ingest = ingest_shape(source, memory)
-    shape, projected = fit(source, active, specs, ingest, workers, memory)
+    fitted = fit(source, active, specs, ingest, workers, memory)
     content = content or source.fingerprint()
     identity = _identity(content, active, groups, workflow or {})
-    return Plan(source, active, specs, measured, derived, ingest, shape, workers, projected, content, identity)
+    return Plan(
+        source=source,
+        stages=active,
+        specs=specs,
+        measured=measured,
+        derived=derived,
+        ingest_shape=ingest,
+        block_shape=fitted.block_shape,
+        workers=workers,
+        tile_workers=fitted.tile_workers,
+        projected_bytes=fitted.projected_bytes,
+        content=content,
+        identity=identity,
+    )
 
 
 def _divide(spec: SceneSpec, groups: Sequence[SceneSpec]) -> tuple[SceneSpec | None, tuple[SceneSpec, ...]]:
@@ -151,7 +166,7 @@ def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tup
 
 def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
     variable = spec.variables[name]
-    if name == spec.measurement or name in ("quality", "defect"):
+    if name == spec.measurement or name in ("quality", "defect", UNCERTAINTY):
         return True
     if publish is not None:
         return name in publish

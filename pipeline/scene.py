@@ -115,10 +115,17 @@ class Variable:
         return self.dims == ("band", "y", "x") and self.encoding != BOOL
 
 
+UNCERTAINTY = "uncertainty"
+"""Name of the cube that says how far the subject may be off: its standard deviation."""
+
+_FLOAT_CUBES = ("sigma0", UNCERTAINTY)
+"""Cubes whose range does not suit the packing of reflectance, whatever their units."""
+
+
 def cube_variable(name: str, *, long_name: str | None = None, units: str = "1") -> Variable:
     """A cube as DESIGN stores it: reflectance-like cubes packed to int16, radiance and sigma0 as float32."""
     units = MEASUREMENTS.get(name, units)
-    packed = units == "1" and name != "sigma0"
+    packed = units == "1" and name not in _FLOAT_CUBES
     attrs = {"long_name": long_name or name.replace("_", " "), "units": units}
     return Variable(("band", "y", "x"), REFLECTANCE if packed else FLOAT, attrs)
 
@@ -324,7 +331,9 @@ def _encoding_of(variable: xr.DataArray) -> Encoding:
         )
     if np.issubdtype(variable.dtype, np.floating):
         packed = (
-            variable.attrs.get("units") == "1" and variable.name != "sigma0" and variable.dims == ("band", "y", "x")
+            variable.attrs.get("units") == "1"
+            and variable.name not in _FLOAT_CUBES
+            and variable.dims == ("band", "y", "x")
         )
         return REFLECTANCE if packed else FLOAT
     fill = stored.get("_FillValue")

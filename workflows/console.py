@@ -9,7 +9,7 @@ from typing import Any
 
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
-from cubeloom.pipeline.engine import Progress
+from cubeloom.pipeline.journal import Progress
 
 from .run import SceneProgress, SceneResult
 

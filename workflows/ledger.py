@@ -6,9 +6,9 @@ a run that was killed at any moment goes on at the first block without a row.
 
 import io
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,9 @@ import numpy as np
 
 from cubeloom.pipeline.chunks import Written, clipped_by_variable
 from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.journal import TileRecord
 from cubeloom.pipeline.stages.base import Stats
+from cubeloom.pipeline.tiles import How
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scene (
@@ -33,6 +35,10 @@ CREATE TABLE IF NOT EXISTS block (
 CREATE TABLE IF NOT EXISTS statistics (
     identity TEXT NOT NULL, step INTEGER, number INTEGER, part INTEGER, sums BLOB NOT NULL,
     PRIMARY KEY (identity, step, number, part));
+CREATE TABLE IF NOT EXISTS tile (
+    identity TEXT NOT NULL, step INTEGER, number INTEGER, crc32 INTEGER NOT NULL,
+    device TEXT NOT NULL, precision TEXT NOT NULL, batch INTEGER NOT NULL, wanted TEXT NOT NULL,
+    PRIMARY KEY (identity, step, number)) WITHOUT ROWID;
 """
 
 STATES = ("processing", "succeeded", "failed", "invalid")
@@ -82,7 +88,10 @@ class Ledger:
         )
 
     def end(self, identity: str, state: str, *, cause: str | None = None, product: str | None = None) -> None:
-        """A scene came to its end; a product that stands needs its blocks remembered no longer."""
+        """A scene came to its end; a product that stands needs its blocks remembered no longer.
+
+        How its networks' tiles were computed stays on record.
+        """
         if state not in STATES:
             raise ValueError(f"state {state!r} is none of {STATES}")
         self._db.execute(
@@ -90,12 +99,15 @@ class Ledger:
             (state, cause, product, _now(), identity),
         )
         if state == "succeeded":
-            self.forget(identity)
+            self._drop(identity, "chunk", "block", "statistics")
 
     def forget(self, identity: str) -> None:
-        """Drop the blocks and statistics of a product: it stands, or its staging is gone."""
+        """Drop all that was done for a product: its staging is gone."""
+        self._drop(identity, "chunk", "block", "statistics", "tile")
+
+    def _drop(self, identity: str, *tables: str) -> None:
         with _transaction(self._db):
-            for table in ("chunk", "block", "statistics"):
+            for table in tables:
                 self._db.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
 
     def supersede(self, identity: str, item: str, workflow: str) -> list[str]:
@@ -171,6 +183,18 @@ class LedgerJournal:
         """Record the partial sums of one block."""
         key = (self._identity, step, number, part)
         self._db.execute("INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)", (*key, _pack(sums)))
+
+    def tiles(self) -> Mapping[tuple[int, int], TileRecord]:
+        """The tiles that were computed, by step and number."""
+        columns = "step, number, crc32, device, precision, batch, wanted"
+        rows = self._db.execute(f"SELECT {columns} FROM tile WHERE identity = ?", (self._identity,))  # noqa: S608
+        return {(step, number): TileRecord(number, crc32, How(*how)) for step, number, crc32, *how in rows}
+
+    def add_tiles(self, step: int, records: Sequence[TileRecord]) -> None:
+        """Record a group of tiles in one transaction."""
+        rows = [(self._identity, step, record.number, record.crc32, *astuple(record.how)) for record in records]
+        with _transaction(self._db):
+            self._db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _pack(sums: Stats) -> bytes:

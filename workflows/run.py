@@ -21,8 +21,9 @@ from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import publish_item, write_index
 from cubeloom.errors import ConfigError, CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
-from cubeloom.pipeline.engine import Progress, execute
+from cubeloom.pipeline.engine import execute
 from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.journal import Progress, inference_summary
 from cubeloom.pipeline.memory import DEFAULT_MEMORY
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.plan import Plan, make_plan
@@ -52,7 +53,8 @@ class SceneResult:
         cause: why it failed or is invalid.
         exit_code: what a run of this scene alone ends with.
         seconds: wall time of each phase.
-        warnings: what went wrong beside the product, such as a quicklook.
+        warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
+        inference: how the networks' tiles were computed, see `inference_summary`.
     """
 
     item: CatalogItem
@@ -68,6 +70,7 @@ class SceneResult:
     clipped: dict[str, int] = field(default_factory=dict)
     peak_mib: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    inference: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,8 @@ class _SceneTask:
         """Quicklooks beside the store, then the STAC item: the last thing written, since it publishes."""
         product = result.product
         assert product is not None
+        result.inference = inference_summary(self.ledger.journal(plan.identity).tiles())
+        result.warnings += [_fell_back(one) for one in result.inference if one["wanted"]]
         result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
         with _timed(result, "publish"):
             pictures = {}
@@ -227,6 +232,7 @@ class _SceneTask:
                 identity=plan.identity,
                 commit_sha256=hashlib.sha256((product / store.COMMIT).read_bytes()).hexdigest(),
                 pictures=pictures,
+                properties={"cubeloom:inference": result.inference} if result.inference else {},
             )
             publish_item(self.layout.out, record)
 
@@ -254,6 +260,14 @@ class _SceneTask:
         if not isinstance(error, CubeloomError):
             cause["traceback"] = traceback.format_exception(error)
         self.layout.put_aside(self.item.id, self.workflow.name, cause)
+
+
+def _fell_back(inference: dict[str, Any]) -> str:
+    computed = "{device} x{batch} in {precision}".format(**inference)
+    return (
+        f"step {inference['step']}: memory did not suffice for {inference['wanted']}; {inference['tiles']} tiles were "
+        f"computed on {computed}"
+    )
 
 
 def open_overview(product: Path, longest_side: int = 600) -> xr.Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from cubeloom.errors import ConfigError
 if TYPE_CHECKING:
     from cubeloom.pipeline.blocks import Block
     from cubeloom.pipeline.scene import SceneSpec
+    from cubeloom.pipeline.tiles import Inferred, Tiling
 
 Stats = Mapping[str, npt.NDArray[Any]]
 NO_STATS: Stats = {}
@@ -26,6 +27,9 @@ class Stage(BaseModel):
     A subclass is registered once by name. It says what it does to the Scene's metadata (`plan`) and to the pixels of
     a block (`apply`). One that needs numbers of the whole scene first says in how many `passes`; each pass sums what
     `measure` gives for every block, and `settle` turns the sums into what the next pass, and `apply`, receive.
+
+    One that runs a network says in which `tiling`, and `infer` computes a group of its tiles, each tile once. `apply`
+    then finds the blended images under `cubeloom.pipeline.blocks.PREDICTION` in its block.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,9 +37,13 @@ class Stage(BaseModel):
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     """Part of a product's identity: raise it when the numbers that the stage makes change."""
-    passes: ClassVar[int] = 0
     work_cubes: ClassVar[float] = 1.0
     """Float32 copies of the input cube that `apply` and `measure` hold at their peak, beside input and output."""
+
+    @property
+    def passes(self) -> int:
+        """How many statistics passes the stage takes."""
+        return 0
 
     @property
     def skipped(self) -> str:
@@ -66,6 +74,18 @@ class Stage(BaseModel):
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
         """What the next pass and `apply` receive, from the sums of pass `number` over the whole scene."""
+        raise NotImplementedError
+
+    def tiling(self, spec: SceneSpec) -> Tiling | None:
+        """How the stage's network cuts the scene; None where the stage runs none."""
+        return None
+
+    def tile_bytes(self, spec: SceneSpec) -> int:
+        """Memory that `infer` takes at its peak for a group of tiles, beside the blocks it is given."""
+        return 0
+
+    def infer(self, tiles: Sequence[Block], stats: Stats) -> Inferred:
+        """What the network gives for a group of tiles of its lattice, each a block without halo, after all passes."""
         raise NotImplementedError
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:

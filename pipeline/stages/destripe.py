@@ -59,12 +59,16 @@ class Destripe(Stage):
         significance: standard errors below which a column's error is left alone.
     """
 
-    passes = 1
     work_cubes = 2.5
 
     model: Literal["gain", "offset"] = "gain"
     reach: int = Field(default=7, ge=2, le=32)
     significance: float = Field(default=1.5, ge=0, allow_inf_nan=False)
+
+    @property
+    def passes(self) -> int:
+        """One: the sums over every column."""
+        return 1
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene with `destriped` as its subject.

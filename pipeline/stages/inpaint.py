@@ -37,3 +37,13 @@ def _smooth(image: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float32
         ends = padded[: -2 * step] + padded[2 * step :] if axis == 0 else padded[:, : -2 * step] + padded[:, 2 * step :]
         image = (ends + image + image) * np.float32(0.25)
     return image
+
+
+def nearest(images: npt.NDArray[np.float32], known: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Images `(..., y, x)` whose unknown pixels hold the values of the nearest known one, of which there is one."""
+    if known.all():
+        return images
+    from scipy.ndimage import distance_transform_edt
+
+    rows, cols = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return images[..., rows, cols]

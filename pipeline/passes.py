@@ -1,0 +1,185 @@
+"""What must be known of a whole scene before its blocks are made: statistics, and the tiles of networks.
+
+Both are computed once, whatever the blocks, and recorded piece by piece, so that a run that was cut off goes on there.
+"""
+
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cubeloom.errors import StoreError
+
+from .blocks import Predictions, measure_block, read_tile
+from .encoding import Array
+from .executor import Executor
+from .grids import STATISTICS_BLOCK, Window, tile
+from .journal import Journal, Progress, TileRecord
+from .plan import Plan
+from .readers.base import Source
+from .stages.base import NO_STATS, Stats, add_stats
+from .tiles import Lattice, blend
+
+SCRATCH = ".tiles"
+"""Folder inside a staged store that holds the tiles; it goes before the store is sealed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What the steps need of the whole scene.
+
+    Attributes:
+        stats: what the statistics of every step settled to; empty for one without passes, or before them.
+        predictions: what the networks gave, by step and window.
+    """
+
+    stats: list[Stats]
+    predictions: Predictions
+
+
+def settle(
+    plan: Plan, source: Source, staged: Path, journal: Journal, executor: Executor, progress: Progress
+) -> Settled:
+    """Take the statistics of every step, and compute the tiles of those with a network, each after all before it."""
+    scratch = Scratch(staged / SCRATCH, plan)
+    known = Settled([NO_STATS for _ in plan.stages], scratch.read)
+    for step, stage in enumerate(plan.stages):
+        for number in range(stage.passes):
+            total = _total(plan, source, known, (step, number), journal, executor, progress)
+            known.stats[step] = stage.settle(total, known.stats[step], number, plan.specs[step])
+        if step in scratch.lattices:
+            _compute_tiles(plan, source, known, scratch, step, journal, executor, progress)
+    return known
+
+
+def _total(
+    plan: Plan,
+    source: Source,
+    known: Settled,
+    at: tuple[int, int],
+    journal: Journal,
+    executor: Executor,
+    progress: Progress,
+) -> Stats:
+    """Sums over the whole scene of one pass of one step, added in the order of the blocks."""
+    stage = plan.stages[at[0]]
+    windows = list(tile(plan.source.spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)))
+    sums = {part: journal.statistics(*at, part) for part in range(len(windows))}
+    todo = [part for part, one in sums.items() if one is None]
+    what = f"{stage.name} statistics {at[1] + 1}/{stage.passes}"
+    progress(what, len(windows) - len(todo), len(windows))
+    measure = partial(_measure_task, plan, source, known, windows, at)
+    for part, one in zip(todo, executor.map(measure, todo), strict=True):
+        journal.add_statistics(*at, part, one)
+        sums[part] = one
+        progress(what, part + 1, len(windows))
+    total: Stats = NO_STATS
+    for part in range(len(windows)):
+        total = add_stats(total, sums[part] or NO_STATS)
+    return total
+
+
+def _measure_task(
+    plan: Plan, source: Source, known: Settled, windows: Sequence[Window], at: tuple[int, int], part: int
+) -> Stats:
+    return measure_block(source, plan.stages, plan.specs, known.stats, windows[part], *at, known.predictions)
+
+
+def _compute_tiles(
+    plan: Plan,
+    source: Source,
+    known: Settled,
+    scratch: "Scratch",
+    step: int,
+    journal: Journal,
+    executor: Executor,
+    progress: Progress,
+) -> None:
+    """Compute the tiles of a step that are not on the disk yet."""
+    lattice = scratch.lattices[step]
+    records = journal.tiles()
+    standing = {n for n in range(len(lattice)) if (step, n) in records and scratch.holds(step, records[step, n])}
+    groups = list(lattice.groups(scratch.at_once[step]))
+    todo = [group for group in groups if not standing.issuperset(group)]
+    done = len(lattice) - sum(map(len, todo))
+    what = f"{plan.stages[step].name} network"
+    progress(what, done, len(lattice))
+    compute = partial(_tile_task, plan, source, known, scratch, step)
+    for group, made in zip(todo, executor.map(compute, todo, plan.tile_workers), strict=True):
+        journal.add_tiles(step, made)
+        done += len(group)
+        progress(what, done, len(lattice))
+
+
+def _tile_task(
+    plan: Plan, source: Source, known: Settled, scratch: "Scratch", step: int, group: Sequence[int]
+) -> list[TileRecord]:
+    """One group of tiles through the steps before and the network, onto the disk; again, it leaves the same files."""
+    before = plan.stages[:step], plan.specs[: step + 1], known.stats[:step]
+    windows = [scratch.lattices[step].window(number) for number in group]
+    blocks = [read_tile(source, *before, window, known.predictions) for window in windows]
+    made = plan.stages[step].infer(blocks, known.stats[step])
+    return [
+        TileRecord(number, scratch.write(step, number, images), made.how)
+        for number, images in zip(group, made.images, strict=True)
+    ]
+
+
+class Scratch:
+    """The tiles of a product under way on the disk, and the blend of them over any window."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.lattices: dict[int, Lattice] = {}
+        self.at_once: dict[int, int] = {}
+        for step, (stage, spec) in enumerate(zip(plan.stages, plan.specs, strict=False)):
+            tiling = stage.tiling(spec)
+            if tiling is not None:
+                self.lattices[step], self.at_once[step] = Lattice.of(spec.shape, tiling), tiling.at_once
+
+    def _path(self, step: int, number: int) -> Path:
+        return self.folder / f"{step}-{number}.npy"
+
+    def read(self, step: int, window: Window) -> Array:
+        """The blended images of a step over a window of its input grid, `(channel, y, x)`."""
+        return blend(self.lattices[step], window, lambda number: self._map(step, number))
+
+    def _map(self, step: int, number: int) -> Array:
+        """A tile, of which only what is used is read."""
+        path = self._path(step, number)
+        try:
+            images: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: a computed tile cannot be read: {error}; run again to compute it anew") from None
+        return images
+
+    def write(self, step: int, number: int, images: Array) -> int:
+        """Put a tile in place whole; returns its checksum."""
+        path = self._path(step, number)
+        partial_path = path.with_suffix(".partial")
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with partial_path.open("wb") as file:
+                np.save(file, np.ascontiguousarray(images, np.float32), allow_pickle=False)
+            partial_path.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot write a tile of {images.nbytes} bytes: {error.strerror}") from error
+        return _checksum(path)
+
+    def holds(self, step: int, record: TileRecord) -> bool:
+        """Whether a tile stands as it was recorded: a power cut may have torn a file that a kill would not."""
+        path = self._path(step, record.number)
+        return path.is_file() and _checksum(path) == record.crc32
+
+
+def drop_scratch(staged: Path) -> None:
+    """Remove the tiles of a product whose blocks all stand."""
+    shutil.rmtree(staged / SCRATCH, ignore_errors=True)
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r").data)

@@ -1,0 +1,131 @@
+"""Training-free denoising: a scene's spectra in their signal subspace, each component shrunk in wavelets.
+
+The plan of FastHyDe (Zhuang and Bioucas-Dias, IEEE JSTARS 11(3), 2018) and HyRes (Rasti, Ulfarsson and Ghamisi, IEEE
+GRSL 14(12), 2017): whiten by each band's noise, project on the subspace of the signal, denoise the component images,
+go back. Here the component images go through undecimated Haar wavelets with firm thresholds of least estimated risk.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeloom.pipeline.blocks import Block
+from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.scene import BoolArray, SceneSpec
+
+from . import inpaint, wavelets
+from .base import Stats
+from .components import Rank, components, require_bands, restored, settle_subspaces, signal_of, spectral_sums
+from .subspace import Subspace
+
+REACH = wavelets.REACH + inpaint.REACH
+"""Reach of the wavelets, and from there of the fill under the mask, px."""
+
+
+@dataclass(frozen=True)
+class SubspaceMethod:
+    """The method `subspace` of the stage `denoise`, which says what its parameters mean."""
+
+    rank: Rank
+    strength: float
+
+    passes = 2
+    halo = REACH
+
+    def require(self, spec: SceneSpec) -> None:
+        """Check that the scene's bands make a subspace.
+
+        Raises:
+            InputError: too few good bands, or a rank that they do not have.
+        """
+        require_bands(spec, self.rank)
+
+    def measure(self, block: Block, stats: Stats, number: int) -> Stats:
+        """Sums over complete spectra (pass 0), or wavelet statistics of the components (pass 1)."""
+        return spectral_sums(block) if number == 0 else _wavelet_counts(block, stats)
+
+    def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
+        """The subspace (pass 0), and the thresholds (pass 1).
+
+        Raises:
+            InputError: too few pixels have a value in every good band.
+        """
+        if number == 0:
+            signal, noise = settle_subspaces(sums, spec, self.rank)
+            return {
+                "mean": signal.mean,
+                "sigma": signal.sigma,
+                "basis": signal.basis,
+                "variance": signal.variance,
+                "noise_basis": noise.basis,
+                "noise_variance": noise.variance,
+            }
+        spread = _noise_spread(sums["energy"], stats["noise_variance"])
+        lower = np.zeros(sums["counts"].shape[:-1])
+        upper = np.zeros_like(lower)
+        for at in np.ndindex(lower.shape):
+            lower[at], upper[at] = wavelets.best_thresholds(sums["counts"][at], float(spread[at[1:]]))
+        return {**stats, "lower": lower, "upper": upper}
+
+    def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
+        """The `denoised` cube of a block; NaN in the halo as well."""
+        window = _dependable(block, REACH)
+        signal = signal_of(stats)
+        images, known, _ = components(block, signal)
+        sizes = np.array([wavelets.white_sigma(level) for level in range(wavelets.LEVELS)])[:, None] * self.strength
+        with np.errstate(invalid="ignore"):
+            lower, upper = stats["lower"] * sizes, stats["upper"] * sizes
+        shrunk = np.empty((images.shape[0], *window.shape), np.float32)
+        for image, low, high, out in zip(images, lower, upper, shrunk, strict=True):
+            out[:] = wavelets.shrink(_around(image, known, block.window, window), low, high)
+        return {"denoised": restored(block, signal, shrunk, window, known)}
+
+
+def _around(image: npt.NDArray[np.float32], known: BoolArray, outer: Window, window: Window) -> npt.NDArray[np.float32]:
+    """A component image over `window` and the reach of the wavelets, filled under the mask, mirrored at the edges."""
+    reach = wavelets.REACH
+    filled = image if known.all() else inpaint.inpaint(image, known)
+    inside = window.within(outer)
+    grown = inside.expand(reach, outer.shape)
+    before = (grown.row - inside.row + reach, grown.col - inside.col + reach)
+    after = (inside.stop[0] + reach - grown.stop[0], inside.stop[1] + reach - grown.stop[1])
+    return np.pad(filled[grown.slices], tuple(zip(before, after, strict=True)), mode="symmetric")
+
+
+def _dependable(block: Block, halo: int) -> Window:
+    """The part of a block's window that has its halo, or the edge of the scene, on every side."""
+    window, (height, width) = block.window, block.spec.shape
+    top = window.row + (halo if window.row > 0 else 0)
+    left = window.col + (halo if window.col > 0 else 0)
+    bottom = window.stop[0] - (halo if window.stop[0] < height else 0)
+    right = window.stop[1] - (halo if window.stop[1] < width else 0)
+    return Window(top, left, max(bottom - top, 0), max(right - left, 0))
+
+
+def _wavelet_counts(block: Block, stats: Stats) -> Stats:
+    """Histograms of the signal components' wavelet coefficients, and the energy of those of noise."""
+    both = np.concatenate([stats["basis"], stats["noise_basis"]], axis=1)
+    variance = np.concatenate([stats["variance"], stats["noise_variance"]])
+    images, known, complete = components(block, Subspace(stats["mean"], stats["sigma"], both, variance))
+    counted = wavelets.Counted(block.inner(complete))
+    around = (_around(image, known, block.window, block.core) for image in images)
+    rank = stats["basis"].shape[1]
+    counts = np.stack([wavelets.histograms(next(around), counted) for _ in range(rank)])
+    energy = np.zeros((both.shape[1] - rank, wavelets.LEVELS, wavelets.ORIENTATIONS, 2))
+    for row, image in zip(energy, around, strict=True):
+        row[:] = wavelets.energies(image, counted)
+    return {"counts": counts, "energy": energy}
+
+
+def _noise_spread(energy: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Standard deviation of noise by level and orientation, in units of white noise's, `(LEVELS, ORIENTATIONS)`.
+
+    Taken over directions without signal, each scaled to variance 1: there it is only the spread that counts.
+    """
+    if not variance.size:
+        return np.ones((wavelets.LEVELS, wavelets.ORIENTATIONS))
+    scale = 1 / np.maximum(variance, 0.1)
+    sums = np.tensordot(scale, energy[..., 0], 1), energy[..., 1].sum(axis=0)
+    return np.asarray(np.sqrt(np.divide(*sums, out=np.ones_like(sums[0]), where=sums[1] > 0)))
