@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#8a979e", "#c4845a", "#7a5c99", "#1d5f74", "#5a9a6e", "#b0444f", "#c9a227", "#3d6fb0")
 _MARKERS = "osD^vPX*"
-_INK, _FAINT = "#1f2a30", "#c7cfd3"
+_SPACING = 0.12
+"""How far the marks of two methods stand apart, of the distance of two kinds of noise."""
+
+_INK, _FAINT, _SHADE = "#1f2a30", "#c7cfd3", "#f2f4f3"
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -55,26 +58,30 @@ def _aspect(found: Evaluation) -> float:
 
 def _charts(found: Evaluation, figure: "Figure") -> None:
     """Mean PSNR and SAM over the cubes by noise, a mark a method."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes = figure.subplots(1, 2)
     _marks(found, axes[0], "psnr_db", "PSNR (dB), more is better")
     _marks(found, axes[1], "sam_deg", "SAM (degrees), less is better")
     axes[1].set_yscale("log")
     axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].yaxis.set_minor_formatter("{x:g}")
-    axes[1].tick_params(axis="y", which="minor", labelsize=7)
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].yaxis.set_minor_locator(NullLocator())
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
 
 
 def _marks(found: Evaluation, axes: "Axes", metric: str, title: str) -> None:
     at = range(len(found.noises))
-    for line in at:
-        axes.axvline(float(line), color=_FAINT, lw=0.6, zorder=0)
+    for place in at[::2]:
+        axes.axvspan(place - 0.5, place + 0.5, color=_SHADE, lw=0, zorder=0)
+    axes.set_xlim(-0.5, len(found.noises) - 0.5)
     for number, method in enumerate(found.methods):
         means = [found.mean(metric, method.name, noise) for noise in found.noises]
         values = [np.nan if mean is None else mean for mean in means]
         colour, mark = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        axes.plot(at, values, ls="", ms=6, label=method.name, color=colour, marker=mark)
+        beside = _SPACING * (number - (len(found.methods) - 1) / 2)
+        axes.plot([place + beside for place in at], values, ls="", ms=6, label=method.name, color=colour, marker=mark)
     axes.set_xticks(at, found.noises, rotation=35, ha="right", rotation_mode="anchor")
     over = f"mean over {len(found.cubes)} cubes" if len(found.cubes) > 1 else found.cubes[0].name
     axes.set_title(f"{title}; {over}", loc="left", fontsize=9)
