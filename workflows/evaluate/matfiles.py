@@ -74,8 +74,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             listed = whosmat(file)
     except NotImplementedError:
         raise InputError(f"{path}: a MATLAB 7.3 file (HDF5), which is not read; save it with -v7") from None
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path}: not a readable MATLAB file ({error})") from None
+    except Exception as error:  # noqa: BLE001 - scipy raises whatever a damaged file leads it to
+        raise InputError(f"{path}: not a MATLAB file that can be read ({error})") from None
     kinds = {"cell", "struct", "object", "char", "function", "opaque", "logical"}
     return {name: tuple(shape) for name, shape, kind in listed if kind not in kinds}
 
