@@ -36,9 +36,10 @@ def make_torchvision_importable() -> None:
 
 
 def _declare() -> None:
-    from torch.library import Library
+    import torch
 
-    library = Library("torchvision", "FRAGMENT")
+    make: Any = torch.library.Library
+    library = make("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         library.define(schema)
     _DEFINED.append(library)

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cubeloom.errors import ConfigError
-
 from .classifier import TrainingReport, train_classifier
 from .denoiser_recipe import DenoiserRecipe
 from .recipe import ClassifierRecipe, load_recipe
@@ -31,13 +29,6 @@ def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) 
     loaded = load_recipe(recipe)
     if isinstance(loaded, ClassifierRecipe):
         return train_classifier(loaded, out)
-    from cubeloom.models.torchvision_cure import make_torchvision_importable
-
-    make_torchvision_importable()
-    try:
-        import lightning  # noqa: F401 - whether it is there
-    except ModuleNotFoundError:
-        raise ConfigError(f"{recipe}: to train a network install the extra: pip install 'cubeloom[train]'") from None
     from .denoiser import train_denoiser
 
     return train_denoiser(loaded, out, say)

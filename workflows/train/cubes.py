@@ -38,6 +38,16 @@ class CleanCube:
     wavelengths: FloatArray | None
     weight: float = 1.0
 
+    def draw(self, rng: np.random.Generator, subset: float = 0.0) -> "CleanCube":
+        """This cube; at the chance `subset` with the bands of its middle third and some at either side of it alone."""
+        bands = len(self.values)
+        if rng.random() >= subset:
+            return self
+        first, last = int(rng.integers(0, bands // 3 + 1)), int(rng.integers(2 * bands // 3, bands))
+        part = slice(first, last + 1)
+        wavelengths = None if self.wavelengths is None else self.wavelengths[part]
+        return CleanCube(self.name, unit_range(self.values[part]), wavelengths, self.weight)
+
     def window(self, size: int, rng: np.random.Generator) -> Float32Array:
         """A random square of `size` px, or as much of it as the cube has."""
         height, width = self.values.shape[1:]
@@ -57,7 +67,7 @@ def training_cubes(recipe: DenoiserRecipe) -> list[CleanCube]:
     scaled = [one for cube in cubes for one in _scales(cube, recipe.scales)]
     least = max(recipe.patch_px)
     large = [cube for cube in scaled if min(cube.values.shape[1:]) >= least]
-    if not large:
+    if not large and not recipe.mixtures:
         sizes = ", ".join(f"{cube.name} {cube.values.shape[1]} x {cube.values.shape[2]}" for cube in cubes)
         raise InputError(f"no cube is as large as a patch of {least} px ({sizes}); make patch_px smaller")
     return large
@@ -97,7 +107,7 @@ def read_cube(source: CubeFile) -> tuple[Float32Array, FloatArray | None]:
     bands = present.any(axis=(1, 2))
     if not bands.any():
         raise InputError(f"{source.path}: no band holds a value")
-    rows, cols = largest_rectangle(present[bands].all(axis=0))
+    rows, cols = largest_rectangle(np.asarray(present[bands].all(axis=0)))
     return values[bands, rows, cols].astype(np.float32), None if wavelengths is None else wavelengths[bands]
 
 

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from pydantic import ValidationError
 
@@ -25,8 +24,10 @@ from cubeloom.untrusted import load_json
 
 from .cubes import CleanCube, training_cubes, validation_cubes
 from .denoiser_recipe import DenoiserRecipe
-from .eigenimages import ScenePool
+from .eigenimages import CubeSource, ScenePool
 from .keeper import Checkpoints, Keeper, Say, Stopped
+from .lightning_extra import TensorBoardLogger, Trainer
+from .mixtures import Mixtures, load_mixtures
 from .module import DenoiserModule
 from .patches import BandPatches, ComponentPatches, Stream
 from .training_log import TrainingLog
@@ -126,9 +127,12 @@ def train_denoiser(recipe: DenoiserRecipe, out: Path, say: Say = lambda _: None)
     torch.manual_seed(recipe.seed)
     module = DenoiserModule(create_model(recipe.model, recipe.weights, **_settings(recipe)).train(), recipe)
     cubes = training_cubes(recipe)
+    sources: list[CleanCube | Mixtures] = [*cubes]
+    if recipe.mixtures:
+        sources.append(load_mixtures(recipe.mixtures, max(recipe.patch_px)))
     validation = Validation(validation_cubes(recipe), recipe)
     log = TrainingLog(paths.log, ("loss", "learning_rate", *validation.columns), checkpoints.step)
-    facts = {"cubes": [cube.name for cube in cubes], "validation_noisy": validation.baseline()}
+    facts = {"cubes": [source.name for source in sources], "validation_noisy": validation.baseline()}
 
     def keep(step: int, metrics: Mapping[str, float]) -> None:
         done = step >= recipe.steps
@@ -137,7 +141,7 @@ def train_denoiser(recipe: DenoiserRecipe, out: Path, say: Say = lambda _: None)
         save_model(module.trained, out if done else paths.unfinished, card.model_copy(update=fields))
 
     keeper = Keeper(recipe, validation, log, checkpoints, keep, say)
-    with _batches(cubes, recipe, paths.folder, keeper) as batches:
+    with _batches(cubes, sources, recipe, paths.folder, keeper) as batches:
         step = _fit(module, Stream(batches, recipe.steps, checkpoints.step), keeper, paths.folder)
     finished = step >= recipe.steps
     digest = read_card(card_path(out)).sha256 if finished else ""
@@ -218,12 +222,12 @@ def _history(recipe: DenoiserRecipe, step: int, hours: float) -> dict[str, Any]:
 
 @contextmanager
 def _batches(
-    cubes: Sequence[CleanCube], recipe: DenoiserRecipe, folder: Path, keeper: Keeper
+    cubes: Sequence[CleanCube], sources: Sequence[CubeSource], recipe: DenoiserRecipe, folder: Path, keeper: Keeper
 ) -> Iterator[BandPatches | ComponentPatches]:
     if recipe.transform == "bands":
         yield BandPatches(cubes, recipe)
         return
-    pool = ScenePool(cubes, recipe, folder / "pool", keeper.require_going_on)
+    pool = ScenePool(sources, recipe, folder / "pool", keeper.require_going_on)
     try:
         yield ComponentPatches(pool, recipe)
     finally:
@@ -234,7 +238,7 @@ def _fit(module: DenoiserModule, stream: Stream, keeper: Keeper, folder: Path) -
     """Train from the last checkpoint on; returns the step that training came to."""
     recipe, start = keeper.recipe, keeper.checkpoints.latest
     with _quiet():
-        trainer = lightning.Trainer(
+        trainer = Trainer(
             accelerator="auto",
             devices=1,
             precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
@@ -259,8 +263,6 @@ def _tensorboard(folder: Path) -> Any:  # noqa: ANN401 - a logger or False
     """A TensorBoard log where TensorBoard is installed."""
     if find_spec("tensorboard") is None:
         return False
-    from lightning.pytorch.loggers import TensorBoardLogger
-
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 

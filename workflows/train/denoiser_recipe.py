@@ -1,5 +1,6 @@
 """What a recipe of kind `denoiser` may say."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -58,6 +59,58 @@ class SimulatedScenes(_Part):
     width: Annotated[int, Field(ge=32, le=2048)] = 192
     seed: int = 1000
     weight: Positive = 1.0
+
+
+class ImageFiles(_Part):
+    """A multispectral image whose spatial structure is borrowed.
+
+    Attributes:
+        files: rasters of the same area; those of finer grids are averaged to the coarsest.
+        bands: numbers of the bands to read of each file; all where empty.
+    """
+
+    files: Annotated[tuple[Path, ...], Field(min_length=1)]
+    bands: tuple[Count, ...] = ()
+
+
+Span = tuple[Count, Count]
+
+
+class MixedImages(_Part):
+    """Cubes mixed anew for every scene: maps made of real images, spectra drawn at random.
+
+    Attributes:
+        images: where the maps come from.
+        weight: how often they are drawn, relative to a file of weight 1.
+        size_px: least and largest edge of a cube.
+        cube_bands: least and largest number of bands.
+        features: least and largest number of maps, each with a spectrum.
+    """
+
+    images: Annotated[tuple[ImageFiles, ...], Field(min_length=1)]
+    weight: Positive = 1.0
+    size_px: Span = (80, 128)
+    cube_bands: Span = (90, 224)
+    features: Span = (4, 27)
+
+    def beside(self, folder: Path) -> "MixedImages":
+        """The same with paths relative to `folder`."""
+        moved = [
+            image.model_copy(update={"files": tuple(folder / path for path in image.files)}) for image in self.images
+        ]
+        return self.model_copy(update={"images": tuple(moved)})
+
+    @model_validator(mode="after")
+    def _spans_ascend(self) -> Self:
+        for name in ("size_px", "cube_bands", "features"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is a range from low to high; found {[low, high]}")
+        if 2 * self.cube_bands[1] > self.size_px[0] ** 2:
+            raise ValueError(
+                f"cubes of {self.size_px[0]} px are too small for the subspace of {self.cube_bands[1]} bands"
+            )
+        return self
 
 
 class Pool(_Part):
@@ -131,6 +184,8 @@ class DenoiserRecipe(_Part):
         rank: of the subspace, as in the `denoise` stage.
         cubes: clean cubes to learn from.
         scenes: simulated ones.
+        mixtures: cubes mixed from images, for `eigenimages`.
+        subset: chance that a scene takes only the bands from the first to the last third of a cube's, at random ends.
         scales: learn from the cubes and from their averages over squares of so many pixels.
         noise: kinds of noise and how often each is drawn.
         correlated: chance that noise is resampled by a part of a pixel, as it is in a product that was rectified.
@@ -171,6 +226,8 @@ class DenoiserRecipe(_Part):
     rank: Literal["auto", "hysime"] | Count = "auto"
     cubes: tuple[CubeFile, ...] = ()
     scenes: SimulatedScenes | None = None
+    mixtures: MixedImages | None = None
+    subset: Fraction = 0.0
     scales: tuple[Count, ...] = (1,)
     noise: Annotated[dict[str, Positive], Field(min_length=1)]
     correlated: Fraction = 0.0
@@ -210,21 +267,30 @@ class DenoiserRecipe(_Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if not self.cubes and not self.scenes:
-            raise ValueError("nothing to learn from: give cubes, or scenes to simulate")
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        if not self.cubes and not self.scenes and not self.mixtures:
+            yield "nothing to learn from: give cubes, scenes to simulate, or images to mix"
         unknown = sorted({*self.noise, *self.validation.noise} - set(TRAINING_NOISES))
         if unknown:
-            raise ValueError(f"noise {', '.join(unknown)} is unknown; expected some of {', '.join(TRAINING_NOISES)}")
+            yield f"noise {', '.join(unknown)} is unknown; expected some of {', '.join(TRAINING_NOISES)}"
         if self.strength[0] > self.strength[1]:
-            raise ValueError(f"strength is a range from low to high; found {self.strength}")
-        if self.transform == "bands" and self.strength != (1.0, 1.0):
-            raise ValueError("strength is for transform eigenimages; one of bands is told the noise that there is")
+            yield f"strength is a range from low to high; found {list(self.strength)}"
+        if self.transform == "bands" and (self.strength != (1.0, 1.0) or self.mixtures or self.subset):
+            yield "strength, mixtures and subset are for transform eigenimages; leave them out"
+        if self.transform == "eigenimages" and self.channels != 2:
+            yield "transform eigenimages tells the network the noise level: settings.in_channels must be 2"
         if self.pool.scene_px is not None and self.pool.scene_px < max(self.patch_px):
-            raise ValueError(f"pool.scene_px {self.pool.scene_px} is less than a patch of {max(self.patch_px)} px")
+            yield f"pool.scene_px {self.pool.scene_px} is less than a patch of {max(self.patch_px)} px"
+        if self.mixtures and self.mixtures.size_px[0] < max(self.patch_px):
+            yield f"mixtures.size_px from {self.mixtures.size_px[0]} is less than a patch of {max(self.patch_px)} px"
         shared = {cube.path for cube in self.cubes} & {cube.path for cube in self.validation.cubes}
         if shared:
-            raise ValueError(f"{sorted(map(str, shared))} is both learnt from and validated on; leave it in one place")
-        return self
+            yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
 
     def patches(self, bands: int, px: int) -> int:
         """How many patches of so many bands or components and so many pixels make a batch."""
@@ -243,7 +309,8 @@ class DenoiserRecipe(_Part):
             for cubes in (self.cubes, self.validation.cubes)
         ]
         validation = self.validation.model_copy(update={"cubes": moved[1]})
-        return self.model_copy(update={"cubes": moved[0], "validation": validation})
+        mixtures = self.mixtures and self.mixtures.beside(folder)
+        return self.model_copy(update={"cubes": moved[0], "validation": validation, "mixtures": mixtures})
 
     def identity(self) -> dict[str, Any]:
         """All that decides the weights: training only goes on where this is unchanged."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,10 +87,28 @@ def component_images(
     return space, Components(images[0], images[1], np.sqrt(space.variance).astype(np.float32))
 
 
-def noisy_scene(cubes: Sequence[CleanCube], recipe: DenoiserRecipe, number: int) -> Components:
+class CubeSource(Protocol):
+    """Where clean cubes come from."""
+
+    @property
+    def name(self) -> str:
+        """For the card."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """How often it is drawn, relative to the other sources."""
+        ...
+
+    def draw(self, rng: np.random.Generator, subset: float = 0.0) -> CleanCube:
+        """A cube; at the chance `subset` with some of its bands alone."""
+        ...
+
+
+def noisy_scene(sources: Sequence[CubeSource], recipe: DenoiserRecipe, number: int) -> Components:
     """Scene `number` of a training: the seed and the number decide cube, place, noise and all."""
     rng = np.random.default_rng([recipe.seed, _SCENES, number])
-    cube = cubes[choose({at: one.weight for at, one in enumerate(cubes)}, rng)]
+    cube = sources[choose({at: one.weight for at, one in enumerate(sources)}, rng)].draw(rng, recipe.subset)
     clean = cube.values if recipe.pool.scene_px is None else cube.window(recipe.pool.scene_px, rng)
     if recipe.dihedral == "before":
         clean = oriented(clean, int(rng.integers(8)))
@@ -109,12 +127,12 @@ class ScenePool:
 
     def __init__(
         self,
-        cubes: Sequence[CleanCube],
+        sources: Sequence[CubeSource],
         recipe: DenoiserRecipe,
         folder: Path,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self.cubes, self.recipe, self.folder, self.waiting = cubes, recipe, folder, waiting
+        self.sources, self.recipe, self.folder, self.waiting = sources, recipe, folder, waiting
         self._scenes: dict[int, Components] = {}
         self._process: Any = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +161,7 @@ class ScenePool:
                 path.unlink()
 
     def _start(self) -> None:
-        arguments = (self.cubes, self.recipe, self.folder, self._from, self._wanted, os.getpid())
+        arguments = (self.sources, self.recipe, self.folder, self._from, self._wanted, os.getpid())
         self._process = self._context.Process(target=_produce, args=arguments, daemon=True)
         self._process.start()
 
@@ -154,7 +172,7 @@ class ScenePool:
             self.waiting()
             time.sleep(_WAIT_S)
         if not path.exists():
-            noisy_scene(self.cubes, self.recipe, number).save(path)
+            noisy_scene(self.sources, self.recipe, number).save(path)
         return Components.load(path)
 
     def close(self) -> None:
@@ -171,7 +189,7 @@ def scene_path(folder: Path, number: int) -> Path:
 
 
 def _produce(
-    cubes: Sequence[CleanCube],
+    sources: Sequence[CubeSource],
     recipe: DenoiserRecipe,
     folder: Path,
     start: Any,  # noqa: ANN401 - a shared number
@@ -189,5 +207,5 @@ def _produce(
                 continue
             path = scene_path(folder, number)
             if not path.exists():
-                noisy_scene(cubes, recipe, number).save(path)
+                noisy_scene(sources, recipe, number).save(path)
             number += 1

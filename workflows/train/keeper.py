@@ -8,11 +8,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from .denoiser_recipe import DenoiserRecipe
+from .lightning_extra import Callback, LightningModule, Trainer
 from .training_log import TrainingLog
 from .validation import Validation
 
@@ -41,7 +40,7 @@ class Checkpoints:
         """Steps done by then."""
         return int(self.latest.stem.removeprefix("step_")) if self.latest else 0
 
-    def save(self, trainer: lightning.Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Write a checkpoint, and only then drop the former ones."""
         path = self.folder / f"step_{trainer.global_step:09d}.ckpt"
         part = path.with_suffix(".part")
@@ -88,7 +87,7 @@ class Keeper(Callback):
         if self._shall_stop():
             raise Stopped
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a signal end the step under way first; Lightning puts the former handlers back in the end."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,8 +99,8 @@ class Keeper(Callback):
 
     def on_train_batch_end(
         self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,  # noqa: ANN401 - Lightning's
         batch: Any,  # noqa: ANN401
         batch_idx: int,
@@ -131,7 +130,7 @@ class Keeper(Callback):
         network.train(training)
         return self.metrics
 
-    def _log(self, trainer: lightning.Trainer, step: int, judged: dict[str, float]) -> None:
+    def _log(self, trainer: Trainer, step: int, judged: dict[str, float]) -> None:
         loss = sum(float(one) for one in self._losses) / len(self._losses)
         self._losses.clear()
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])

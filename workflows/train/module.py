@@ -1,9 +1,8 @@
 """The network in training: its step, its optimiser, and the moving average of its weights."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,10 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from cubeloom.models.network import Network
+
 from .denoiser_recipe import DenoiserRecipe
+from .lightning_extra import LightningModule
 from .patches import Batch
 
 _CHARBONNIER = 1e-3
@@ -32,7 +34,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DenoiserModule(lightning.LightningModule):
+class DenoiserModule(LightningModule):
     """A network that learns the correction of its channel 0.
 
     What a step draws at random depends on the seed and the step alone.
@@ -42,7 +44,7 @@ class DenoiserModule(lightning.LightningModule):
         average: the moving average of its weights; None where the recipe wants none.
     """
 
-    def __init__(self, network: nn.Module, recipe: DenoiserRecipe) -> None:
+    def __init__(self, network: Network, recipe: DenoiserRecipe) -> None:
         super().__init__()
         for part in network.modules():
             if isinstance(part, NORMS):
@@ -54,9 +56,9 @@ class DenoiserModule(lightning.LightningModule):
         self.average = _average(network, recipe.ema) if recipe.ema else None
 
     @property
-    def trained(self) -> nn.Module:
+    def trained(self) -> Network:
         """What is judged and saved: the average, or the network itself."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.average is None else cast(Network, self.average.module)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what the network draws, and hold the batch statistics once they are to be held."""

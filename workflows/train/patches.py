@@ -90,7 +90,7 @@ class ComponentPatches:
     """Transform `eigenimages`: crops of the component images of noisy scenes.
 
     Channel 0 is the image over its standard deviation s, channel 1 that of its noise, strength / s; the correction is
-    in units of the noise.
+    in units of the noise that it is told.
     """
 
     def __init__(self, pool: ScenePool, recipe: DenoiserRecipe) -> None:
@@ -114,8 +114,8 @@ class ComponentPatches:
         clean, noisy = (part[:, row : row + px, col : col + px] for part in (scene.clean, scene.noisy))
         low, high = np.log(recipe.strength)
         strength = np.float32(np.exp(rng.uniform(low, high)))
-        correction = strength * (clean - noisy)
-        inputs = network_input(clean - correction, scene.scale, float(strength))
+        correction = clean - noisy
+        inputs = network_input(clean - strength * correction, scene.scale, float(strength))
         if recipe.reverse:  # the sign of an eigenvector means nothing
             sign = rng.choice(np.array([-1, 1], np.float32), (len(scene.scale), 1, 1))
             inputs[0] *= sign
