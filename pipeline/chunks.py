@@ -178,10 +178,8 @@ def digest(data: bytes) -> str:
 
 
 def _only(packed: Array, fill: float) -> bool:
-    """Whether every number is the fill value; the first one settles most cases."""
-    if fill != fill:
-        return bool(np.isnan(packed.flat[0]) and np.isnan(packed).all())
-    return bool(packed.flat[0] == fill and (packed == fill).all())
+    """Whether every number is the fill value; the first band settles most cases."""
+    return all(bool((np.isnan(part) if fill != fill else part == fill).all()) for part in (packed[0], packed))
 
 
 def read_chunk(path: Path, key: str, expected: str) -> bytes | None:

@@ -1,7 +1,8 @@
 """Coarser levels of a variable: each pixel stands for two by two of the finer level."""
 
+import math
+
 import numpy as np
-import numpy.typing as npt
 
 from .encoding import Array
 from .grids import Shape
@@ -10,8 +11,8 @@ from .scene import Variable
 SMALLEST = 512
 """A level whose longer side is no more than this, px, gets no coarser one."""
 
-BANDS_AT_ONCE = 8
-"""Bands halved together: their sums stay in the processor's cache."""
+AT_ONCE = 2**19
+"""Values halved together, in whole bands: their sums stay in the processor's cache."""
 
 
 def overview_factors(shape: Shape) -> list[int]:
@@ -33,15 +34,17 @@ def halve(level: Array, variable: Variable) -> Array:
     height, width = level.shape[-2:]
     if height % 2 or width % 2:
         level = np.pad(level, [(0, 0)] * (level.ndim - 2) + [(0, height % 2), (0, width % 2)], mode="edge")
+    if level.strides[-1] != level.itemsize:  # neighbours in a row must lie side by side
+        level = np.ascontiguousarray(level)
     encoding = variable.encoding
     if encoding.scale is None and not np.issubdtype(level.dtype, np.floating):
         return _commonest(level)
     cube = level if level.ndim == 3 else level[None]
     out = np.empty((cube.shape[0], cube.shape[1] // 2, cube.shape[2] // 2), level.dtype)
     average = _mean_of_floats if encoding.scale is None else _mean_of_integers
-    for start in range(0, len(cube), BANDS_AT_ONCE):
-        part = slice(start, start + BANDS_AT_ONCE)
-        out[part] = average(cube[part], encoding.fill)
+    step = max(1, AT_ONCE // math.prod(cube.shape[1:]))
+    for start in range(0, len(cube), step):
+        out[start : start + step] = average(cube[start : start + step], encoding.fill)
     return out if level.ndim == 3 else out[0]
 
 
@@ -54,24 +57,40 @@ def _mean_of_integers(level: Array, fill: float | None) -> Array:
     """Rounded mean of packed values, fill left out; halves are rounded up."""
     empty = level == fill
     if empty.all():
-        return np.full((level.shape[0], level.shape[1] // 2, level.shape[2] // 2), fill, level.dtype)
-    mean = np.asarray((_sum_of_quarters(level, np.int32) + 2) >> 2)
-    if not empty.any():
-        return mean
-    holes = _sum_of_quarters(empty.view(np.uint8), np.uint8)
-    mean[holes == 4] = fill
-    edge = np.nonzero((holes > 0) & (holes < 4))  # few: the rim of what has no value
-    quarters = np.stack([quarter[edge] for quarter in _quarters(level)]).astype(np.int32)
-    known = quarters != fill
-    total, count = np.where(known, quarters, 0).sum(axis=0), known.sum(axis=0)
-    mean[edge] = (2 * total + count) // (2 * count)
+        return level[:, :1, :1]
+    mean = _sum_of_quarters(level)
+    mean += 2
+    mean >>= 2
+    if empty.any():
+        whole, rim = _holes(empty)
+        np.copyto(mean, np.asarray(fill, mean.dtype), where=whole)
+        edge = np.unravel_index(np.flatnonzero(rim), rim.shape)  # few
+        quarters = np.stack([quarter[edge] for quarter in _quarters(level)]).astype(mean.dtype)
+        known = quarters != fill
+        total, count = np.where(known, quarters, 0).sum(axis=0), known.sum(axis=0)
+        mean[edge] = (2 * total + count) // (2 * count)
     return mean
 
 
-def _sum_of_quarters(level: Array, dtype: npt.DTypeLike) -> Array:
-    """Sum of every two by two pixels; rows first, since whole rows add fastest."""
-    rows = np.add(level[:, ::2], level[:, 1::2], dtype=dtype)
-    return np.asarray(rows[..., ::2] + rows[..., 1::2])
+def _holes(empty: Array) -> tuple[Array, Array]:
+    """Where all of two by two pixels are empty, and where some are but not all."""
+    top, bottom = empty[:, ::2], empty[:, 1::2]
+    whole = (top & bottom).view(np.uint16) == 0x0101
+    some = (top | bottom).view(np.uint16) != 0
+    return whole, some ^ whole
+
+
+def _sum_of_quarters(level: Array) -> Array:
+    """Sum of every two by two pixels, in numbers of twice the width.
+
+    Neighbours in a row are taken as one such number and split by shifts, which is faster than picking every second one.
+    """
+    bits = 8 * level.itemsize
+    pairs = level.view(f"{level.dtype.kind}{2 * level.itemsize}")
+    rows = pairs << bits
+    rows >>= bits
+    rows += pairs >> bits
+    return np.asarray(rows[:, ::2] + rows[:, 1::2])
 
 
 def _mean_of_floats(level: Array, _: float | None) -> Array:
