@@ -4,6 +4,7 @@ This is the one way a product is made from files: the batch runner calls it with
 the single-scene commands with a journal in memory.
 """
 
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,21 +93,24 @@ def _ingest(
     while it is written, so that no thread waits.
     """
     items = [(window, name) for window in windows for name in spec.variables]
-    readings = (_Reading.start(source, window, name, executor) for window, name in items)
+    spare: dict[str, list[Array]] = {name: [] for name in spec.variables}
+    readings = (_Reading.start(source, window, name, spare[name], executor) for window, name in items)
     ahead = deque(islice(readings, READ_AHEAD))
     written = Written({}, 0, {})
     for number, (window, name) in enumerate(items):
+        reading = ahead.popleft()
         one = replace(spec, variables={name: spec.variables[name]})
-        block = Block(one, window, window, {name: ahead.popleft().finish()})
+        block = Block(one, window, window, {name: reading.finish()})
         writing = [
             executor.submit(write, staged, block.crop(part))
-            for write, edge in ((write_block, CHUNK), (write_overviews, 2 * CHUNK))
+            for write, edge in ((write_overviews, 4 * CHUNK), (write_block, CHUNK))
             for part in window.tiles((edge, edge))
         ]
         del block
         ahead.extend(islice(readings, 1))
         while writing:
             written += writing.pop(0).result()
+        spare[name].append(reading.memory)
         if number + 1 == len(items) or items[number + 1][0] != window:
             yield written
             written = Written({}, 0, {})
@@ -117,22 +121,26 @@ class _Reading:
     """A variable over a window, whose bands are read in parts by several threads."""
 
     encoding: Encoding
+    memory: Array
     whole: Array
     parts: list[slice]
     futures: "list[Future[Array | Packed]]"
 
     @classmethod
-    def start(cls, source: Source, window: Window, name: str, executor: Executor) -> "_Reading":
-        """Begin to read."""
+    def start(cls, source: Source, window: Window, name: str, spare: list[Array], executor: Executor) -> "_Reading":
+        """Begin to read, into the memory of a block that is done with where there is some: fresh pages are dear."""
         variable = source.spec.variables[name]
         sizes = (*source.spec.sizes(name)[:-2], *window.shape)
-        whole = np.empty(sizes, variable.encoding.dtype if source.exact else variable.encoding.decoded_dtype)
+        dtype = np.dtype(variable.encoding.dtype if source.exact else variable.encoding.decoded_dtype)
+        nbytes = math.prod(sizes) * dtype.itemsize
+        memory = spare.pop() if spare and spare[-1].size >= nbytes else np.empty(nbytes, np.uint8)
+        whole = memory[:nbytes].view(dtype).reshape(sizes)
         if variable.dims[0] != "band":
-            return cls(variable.encoding, whole, [slice(None)], [executor.submit(source.read, name, window)])
+            return cls(variable.encoding, memory, whole, [slice(None)], [executor.submit(source.read, name, window)])
         step = -(-sizes[0] // (2 * executor.workers))
         parts = [slice(start, min(start + step, sizes[0])) for start in range(0, sizes[0], step)]
         futures = [executor.submit(source.read, name, window, part, whole[part]) for part in parts]
-        return cls(variable.encoding, whole, parts, futures)
+        return cls(variable.encoding, memory, whole, parts, futures)
 
     def finish(self) -> Array | Packed:
         """The pixels, once all parts are read."""
