@@ -1,5 +1,6 @@
 """Denoisers are compared on equal inputs, and the numbers in the tables are the numbers."""
 
+import hashlib
 import json
 import re
 import zlib
@@ -294,6 +295,18 @@ def test_a_method_that_fails_is_said_and_the_others_go_on(two_cubes):
     assert bad.error in page
 
 
+def test_a_network_is_named_by_the_digest_of_its_weights(two_cubes, tmp_path):
+    from safetensors.torch import save_file
+
+    from cubeloom.models.hsdt import hsdt_s
+
+    weights = tmp_path / "untrained.safetensors"
+    save_file(hsdt_s().state_dict(), weights)
+    [method] = parse_methods(f"network:hsdt_s@{weights}")
+    assert method.label == "network:hsdt_s@untrained.safetensors"
+    assert method.describe()["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
 # --- the baseline
 
 
@@ -349,7 +362,7 @@ def test_the_command_writes_numbers_page_and_figure(cli, mat, tmp_path):
     alike = [[s["psnr_db"] for s in found["scores"] if s["noise"] == "noniid"] for found in (one, two)]
     assert alike[0] == alike[1]
     assert (tmp_path / "a/figure.png").stat().st_size > 5000
-    assert (tmp_path / "a/table.md").read_text().startswith("# Denoising: 1 cube, 1 kinds of noise, seed 5")
+    assert (tmp_path / "a/table.md").read_text().startswith("# Denoising: 1 cube, 1 kind of noise, seed 5")
 
 
 def test_the_command_refuses_in_one_line(cli, mat, tmp_path):

@@ -116,7 +116,7 @@ class Evaluation:
             "environment": _environment(),
             "seed": self.seed,
             "noises": list(self.noises),
-            "methods": [{"name": m.name, "what": m.what, "parameters": m.parameters} for m in self.methods],
+            "methods": [method.describe() for method in self.methods],
             "cubes": [{**cube.describe(), "noisy": self.inputs[cube.name]} for cube in self.cubes],
             "means": self.means(),
             "scores": [asdict(score) for score in self.scores],

@@ -81,7 +81,7 @@ def _marks(found: Evaluation, axes: "Axes", metric: str, title: str) -> None:
         values = [np.nan if mean is None else mean for mean in means]
         colour, mark = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         beside = _SPACING * (number - (len(found.methods) - 1) / 2)
-        axes.plot([place + beside for place in at], values, ls="", ms=6, label=method.name, color=colour, marker=mark)
+        axes.plot([place + beside for place in at], values, ls="", ms=6, label=method.label, color=colour, marker=mark)
     axes.set_xticks(at, found.noises, rotation=35, ha="right", rotation_mode="anchor")
     over = f"mean over {len(found.cubes)} cubes" if len(found.cubes) > 1 else found.cubes[0].name
     axes.set_title(f"{title}; {over}", loc="left", fontsize=9)
@@ -110,5 +110,6 @@ def _stretched(
 def _caption(found: Evaluation, picture: Picture) -> str:
     if picture.method == "clean":
         return "clean"
+    [label] = [method.label for method in found.methods if method.name == picture.method]
     psnr = found.mean("psnr_db", picture.method, picture.noise, picture.cube)
-    return f"{picture.method}\n{psnr:.2f} dB"
+    return f"{label}\n{psnr:.2f} dB"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cubeloom.errors import ConfigError
+from cubeloom.errors import ConfigError, CubeloomError
 
 from .cubes import CleanCube
 from .hymixde import hymixde
@@ -32,6 +32,25 @@ class Method:
     run: Callable[[CleanCube, Float32Array], Float32Array]
     clamped: bool = True
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name for tables and figures, in which a file of weights stands without its folder."""
+        start, at, weights = self.name.partition("@")
+        return f"{start}{at}{weights.rpartition('/')[2]}"
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to say of it, for JSON; for a network with the digest of its weights where they load."""
+        described = {"name": self.name, "what": self.what, "parameters": self.parameters}
+        if "model" not in self.parameters:
+            return described
+        from cubeloom.models.registry import model_card
+
+        try:
+            card = model_card(self.parameters["model"], self.parameters.get("weights"))
+        except CubeloomError:  # its scores say why
+            return described
+        return {**described, "sha256": card.sha256}
 
 
 def parse_methods(text: str) -> list[Method]:

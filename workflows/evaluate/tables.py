@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from cubeloom.workflows.console import counted
+
 from .denoise import CONVENTIONS, Evaluation
 
 _SUMMARY = (
@@ -20,8 +22,9 @@ _BY_NOISE = (("psnr_db", "PSNR, dB", ".2f", max), ("ssim_gaussian", "SSIM 11x11"
 
 def markdown(found: Evaluation) -> str:
     """Means over cubes and noises, each noise, each cube, then the inputs and the conventions."""
-    over = f"{len(found.cubes)} cube{'s' if len(found.cubes) > 1 else ''}"
-    parts = [f"# Denoising: {over}, {len(found.noises)} kinds of noise, seed {found.seed}", _summary(found)]
+    over = counted(len(found.cubes), "cube")
+    kinds = counted(len(found.noises), "kind")
+    parts = [f"# Denoising: {over}, {kinds} of noise, seed {found.seed}", _summary(found)]
     for metric, title, form, best in _BY_NOISE:
         parts += [f"## {title}, mean over {over}", _by_noise(found, metric, form, best)]
     if len(found.cubes) > 1:
@@ -37,7 +40,7 @@ def _summary(found: Evaluation) -> str:
     rows = []
     for method in found.methods:
         values = (_shown(found.mean(metric, method.name), form) for metric, _, form in _SUMMARY)
-        rows.append([method.name, *values])
+        rows.append([method.label, *values])
     return table(["mean over all", *(title for _, title, _ in _SUMMARY)], rows)
 
 
@@ -52,7 +55,7 @@ def _by_noise(
         top = best(known) if known else None
         cells = [f"**{_shown(v, form)}**" if v is not None and v == top else _shown(v, form) for v in values]
         rows.append([noise or "mean", *cells])
-    return table(["noise", *(method.name for method in found.methods)], rows)
+    return table(["noise", *(method.label for method in found.methods)], rows)
 
 
 def _cubes(found: Evaluation) -> str:
