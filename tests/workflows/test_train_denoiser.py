@@ -304,6 +304,7 @@ def test_voxels_bound_a_batch(recipe):
     chosen = recipe(transform="bands", batch=16, voxels=4 * 16 * 16 * 5, patch_px=[8, 16])
     sizes = {BandPatches(training_cubes(chosen), chosen).batch(step)[0].shape for step in range(12)}
     assert sizes == {(5, 1, 4, 16, 16), (16, 1, 4, 8, 8)}
+    assert chosen.patches(31, 64) == 2
 
 
 def test_turns_are_the_eight_orientations_and_even_ones_keep_columns():
@@ -403,13 +404,18 @@ def test_projection_takes_noise_away(recipe):
     assert error[0] < 0.6 * error[1]
 
 
-def test_scenes_are_simulated_and_scaled(recipe):
+def test_scenes_are_simulated_and_scaled(recipe, tmp_path):
     chosen = recipe(cubes=[], scenes={"count": 1, "height": 48, "width": 48}, scales=[1, 2], patch_px=8)
     whole, half = training_cubes(chosen)
     assert whole.values.min() == 0
     assert whole.values.max() == 1
     assert len(whole.wavelengths) == len(whole.values) > 200
     assert half.values.shape[1:] == tuple(size // 2 for size in whole.values.shape[1:])
+    for _ in range(2):  # made, and read again
+        kept, _ = training_cubes(chosen, tmp_path)
+        assert np.array_equal(kept.values, whole.values)
+    [path] = tmp_path.iterdir()
+    assert path.name == "1000_48x48.safetensors"
 
 
 WRONG = {

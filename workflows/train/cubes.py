@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from cubeloom.errors import CubeloomError, InputError
 from cubeloom.pipeline.scene import BoolArray, FloatArray, spec_of
@@ -55,15 +56,19 @@ class CleanCube:
         return self.values[:, row : row + size, col : col + size]
 
 
-def training_cubes(recipe: DenoiserRecipe) -> list[CleanCube]:
+def training_cubes(recipe: DenoiserRecipe, folder: Path | None = None) -> list[CleanCube]:
     """The cubes of a recipe at every scale that leaves them large enough for a patch.
+
+    Args:
+        recipe: which.
+        folder: where simulated ones are kept for the next time.
 
     Raises:
         InputError: a file cannot be used, or no cube is large enough.
     """
     cubes = [_clean_file(source, recipe) for source in recipe.cubes]
     if recipe.scenes:
-        cubes += simulated(recipe.scenes)
+        cubes += simulated(recipe.scenes, folder)
     scaled = [one for cube in cubes for one in _scales(cube, recipe.scales)]
     least = max(recipe.patch_px)
     large = [cube for cube in scaled if min(cube.values.shape[1:]) >= least]
@@ -73,11 +78,11 @@ def training_cubes(recipe: DenoiserRecipe) -> list[CleanCube]:
     return large
 
 
-def validation_cubes(recipe: DenoiserRecipe) -> list[CleanCube]:
-    """The cubes that training is judged on."""
+def validation_cubes(recipe: DenoiserRecipe, folder: Path | None = None) -> list[CleanCube]:
+    """The cubes that training is judged on; arguments as for `training_cubes`."""
     chosen = recipe.validation
     cubes = [_clean_file(source, recipe) for source in chosen.cubes]
-    return cubes + (simulated(chosen.scenes) if chosen.scenes else [])
+    return cubes + (simulated(chosen.scenes, folder) if chosen.scenes else [])
 
 
 def _clean_file(source: CubeFile, recipe: DenoiserRecipe) -> CleanCube:
@@ -165,19 +170,42 @@ def _per_band(content: dict[str, Any], names: Sequence[str], bands: int) -> Floa
     return None
 
 
-def simulated(scenes: SimulatedScenes) -> list[CleanCube]:
-    """The noise-free cubes of simulated L2A scenes; the same settings give the same cubes."""
-    with tempfile.TemporaryDirectory(prefix="cubeloom-scenes-") as folder:
+def simulated(scenes: SimulatedScenes, folder: Path | None = None) -> list[CleanCube]:
+    """The noise-free cubes of simulated L2A scenes; the same settings give the same cubes.
+
+    Args:
+        scenes: which.
+        folder: where they are kept for the next time.
+    """
+    seeds = range(scenes.seed, scenes.seed + scenes.count)
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="cubeloom-scenes-") as scratch:
+            return simulated(scenes, Path(scratch))
+    paths = [folder / f"{seed}_{scenes.height}x{scenes.width}.safetensors" for seed in seeds]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        _simulate(scenes, folder, paths)
+    kept = [load_file(path) for path in paths]
+    share = scenes.weight / scenes.count
+    return [
+        CleanCube(f"simulated scene {seed}", one["values"], one["wavelengths"], share)
+        for seed, one in zip(seeds, kept, strict=True)
+    ]
+
+
+def _simulate(scenes: SimulatedScenes, folder: Path, paths: Sequence[Path]) -> None:
+    """Write the clean cubes of simulated products, each complete or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".products-", dir=folder) as scratch:
         products = simulate_catalog(
-            Path(folder), scenes.count, seed=scenes.seed, height=scenes.height, width=scenes.width, clouds=0.0
+            Path(scratch), scenes.count, seed=scenes.seed, height=scenes.height, width=scenes.width, clouds=0.0
         )
-        cubes = []
-        for number, product in enumerate(products):
+        for product, path in zip(products, paths, strict=True):
             truth = CubeFile(path=product.truth_folder / "CLEAN.TIF", options={"scale": "0.0001"})
             values, wavelengths = read_cube(truth)
-            name = f"simulated scene {scenes.seed + number}"
-            cubes.append(CleanCube(name, unit_range(values), wavelengths, scenes.weight / scenes.count))
-    return cubes
+            content = {"values": unit_range(values), "wavelengths": np.asarray(wavelengths, float)}
+            part = path.with_suffix(".part")
+            save_file(content, part)
+            part.replace(path)
 
 
 def unit_range(values: npt.NDArray[Any]) -> Float32Array:

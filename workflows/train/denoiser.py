@@ -126,11 +126,11 @@ def train_denoiser(recipe: DenoiserRecipe, out: Path, say: Say = lambda _: None)
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     torch.manual_seed(recipe.seed)
     module = DenoiserModule(create_model(recipe.model, recipe.weights, **_settings(recipe)).train(), recipe)
-    cubes = training_cubes(recipe)
+    cubes = training_cubes(recipe, paths.folder / "scenes")
     sources: list[CleanCube | Mixtures] = [*cubes]
     if recipe.mixtures:
         sources.append(load_mixtures(recipe.mixtures, max(recipe.patch_px)))
-    validation = Validation(validation_cubes(recipe), recipe)
+    validation = Validation(validation_cubes(recipe, paths.folder / "scenes"), recipe)
     log = TrainingLog(paths.log, ("loss", "learning_rate", *validation.columns), checkpoints.step)
     facts = {"cubes": [source.name for source in sources], "validation_noisy": validation.baseline()}
 

@@ -124,7 +124,7 @@ class Pool(_Part):
     """
 
     size: Count = 64
-    renew_every: Count = 4
+    renew_every: Count = 8
     scene_px: Annotated[int, Field(ge=16)] | None = None
     process: bool = True
 
@@ -293,8 +293,12 @@ class DenoiserRecipe(_Part):
             yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
 
     def patches(self, bands: int, px: int) -> int:
-        """How many patches of so many bands or components and so many pixels make a batch."""
-        return self.batch if self.voxels is None else min(max(self.voxels // (bands * px**2), 1), self.batch)
+        """How many patches of so many bands or components and so many pixels make a batch.
+
+        Not a single one because of `voxels`: on a CPU torch takes a slow convolution for a batch of one small patch,
+        and the step then lasts longer than with two.
+        """
+        return self.batch if self.voxels is None else min(max(self.voxels // (bands * px**2), 2), self.batch)
 
     @property
     def channels(self) -> int:
