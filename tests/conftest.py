@@ -1,11 +1,13 @@
 """Fixtures for all tests."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +98,79 @@ def make_scene() -> SceneMaker:
         return scene_from(spec, {"reflectance": cube.astype(np.float32), "quality": quality})
 
     return make
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """Weights on the disk, as the stage `denoise` takes them."""
+
+    model: str
+    weights: str
+
+
+ModelMaker = Callable[..., SavedModel]
+
+
+@pytest.fixture(scope="session")
+def _toy_families() -> None:
+    """Networks small enough to reason about; torch is imported for those tests alone that use them."""
+    import torch
+
+    from cubeloom.models.network import Network
+    from cubeloom.models.registry import register_model
+
+    class Toy(Network):
+        """A 3-D convolution, zero beyond the edges, and a share of the tile's mean: local and global context."""
+
+        def __init__(self, in_channels: int, most: int, shared: float) -> None:
+            super().__init__()
+            self.most, self.shared = most, shared
+            self.conv = torch.nn.Conv3d(in_channels, 1, 3, padding=1)
+
+        def forward(self, x, valid=None):
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("a batch too large")
+            weight = torch.ones_like(x[:, 0, 0]) if valid is None else valid.to(x.dtype)
+            assert torch.isfinite(x).all()
+            assert (weight.sum((1, 2)) > 0).all()
+            mean = (x[:, :1] * weight[:, None, None]).sum((3, 4), keepdim=True) / weight.sum((1, 2))[
+                :, None, None, None, None
+            ]
+            return x[:, :1] - 0.3 * self.conv(x) + self.shared * mean
+
+    class Same(Network):
+        """Gives what it gets, and needs a parameter to be saved."""
+
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+        def forward(self, x, valid=None):
+            return x[:, :1] * self.factor
+
+    @register_model("toy", defaults=lambda in_channels=1, **_: {"sigma_input": in_channels == 2})
+    def toy(in_channels: int = 1, most: int = 99, shared: float = 0.02) -> Network:
+        torch.manual_seed(3)
+        return Toy(in_channels, most, shared)
+
+    @register_model("same")
+    def same(factor: float = 1.0) -> Network:
+        return Same(factor)
+
+
+@pytest.fixture
+def save_toy(_toy_families: None, tmp_path: Path) -> ModelMaker:
+    """Save a toy network's weights with a card: `settings` go to the network, everything else to the card."""
+    from cubeloom.models.cards import Card
+    from cubeloom.models.registry import create_model, save_model
+
+    def save(family: str = "toy", settings: dict[str, Any] | None = None, **fields: Any) -> SavedModel:
+        settings = settings or {}
+        tag = "t" + hashlib.sha256(repr((family, settings, fields)).encode()).hexdigest()[:8]
+        told = {"bands": 7, "tile": 64, "halo": 12, "multiple": 4, "sigma_input": settings.get("in_channels") == 2}
+        card = Card(name=f"{family}.{tag}", family=family, tag=tag, settings=settings, **{**told, **fields})
+        path = tmp_path / f"{tag}.safetensors"
+        save_model(create_model(family, **settings), path, card)
+        return SavedModel(family, str(path))
+
+    return save

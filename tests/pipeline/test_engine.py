@@ -36,14 +36,23 @@ def scene(make_scene) -> xr.Dataset:
     return make_scene(height=400, width=290, bands=16)
 
 
+METHODS = ["denoise by a network"]
+"""Further ways of a stage that are carried out in a way of their own."""
+
+
 @pytest.fixture
-def examples(scene, tmp_path) -> dict[str, list]:
+def examples(scene, save_toy, tmp_path) -> dict[str, list]:
     """For every registered stage a chain that ends with it, with parameters that make it work."""
     mask = stage_class("mask")()
+    toy = save_toy(tile=128, halo=16, transform="eigenimages")
     return {
         "mask": [stage_class("mask")(dilate=2)],
         "destripe": [mask, stage_class("destripe")()],
         "denoise": [mask, stage_class("denoise")()],
+        "denoise by a network": [
+            mask,
+            stage_class("denoise")(method="network", model=toy.model, weights=toy.weights, uncertainty=True),
+        ],
         "select_bands": [stage_class("select_bands")(wavelengths=((400, 1500),))],
         "resample_bands": [
             stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=400.0, max_uncovered=0.2, group="broad")
@@ -73,7 +82,7 @@ def read_all(path: Path, group: str) -> dict[str, np.ndarray]:
     return {str(name): variable.values for name, variable in opened.data_vars.items()}
 
 
-@pytest.mark.parametrize("name", stage_names())
+@pytest.mark.parametrize("name", [*stage_names(), *METHODS])
 def test_a_stage_gives_the_same_lazily_and_in_a_batch(name, scene, examples, tmp_path, monkeypatch):
     """From a store, whose numbers steps read back from staging, and from floats that the store would round."""
     stored = cubeloom.write_scene(scene, tmp_path / "scene.zarr")
@@ -92,7 +101,7 @@ def test_a_stage_gives_the_same_lazily_and_in_a_batch(name, scene, examples, tmp
 
 
 def test_every_registered_stage_is_an_example(examples):
-    assert sorted(examples) == stage_names()
+    assert sorted(examples) == sorted([*stage_names(), *METHODS])
 
 
 class Killed(Exception):
