@@ -111,6 +111,17 @@ def test_the_loss_falls_and_the_weights_load(write, tmp_path, transform):
     assert (out.parent / card.log) == out.with_suffix(".log.csv")
     assert create_model("hsdt_s", out).in_channels == (2 if transform == "eigenimages" else 1)
     assert report.exit_code == 0
+    assert card.training["recipe"]["cubes"] == [{"path": "one.mat"}]
+    assert str(tmp_path.parent) not in card.model_dump_json()
+
+
+def test_learning_goes_on_from_given_weights(write, tmp_path):
+    first, second = tmp_path / "hsdt_s.a.safetensors", tmp_path / "hsdt_s.b.safetensors"
+    train(write(), first)
+    train(write(weights=os.path.relpath(first, write().parent), steps=1, learning_rate=1e-12, ema=0), second)
+    before, after = load_file(first), load_file(second)
+    weights = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert all(np.allclose(before[name], after[name], atol=1e-9) for name in weights)
 
 
 def test_what_it_learns_beats_the_noisy_cube(write, tmp_path):

@@ -216,7 +216,7 @@ def _history(recipe: DenoiserRecipe, step: int, hours: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cubeloom": __version__,
         "torch": torch.__version__,
-        "recipe": recipe.model_dump(mode="json", exclude={"minutes", "threads", "about"}, exclude_defaults=True),
+        "recipe": recipe.described(),
     }
 
 

@@ -307,15 +307,33 @@ class DenoiserRecipe(_Part):
         return int(self.settings.get("in_channels", told))
 
     def beside(self, folder: Path) -> "DenoiserRecipe":
-        """The recipe with its paths relative to `folder`."""
+        """The recipe with absolute paths, where those it was written with are relative to `folder`."""
+        folder = folder.resolve()
         moved = [
             tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
             for cubes in (self.cubes, self.validation.cubes)
         ]
         validation = self.validation.model_copy(update={"cubes": moved[1]})
         mixtures = self.mixtures and self.mixtures.beside(folder)
-        return self.model_copy(update={"cubes": moved[0], "validation": validation, "mixtures": mixtures})
+        update = {"cubes": moved[0], "validation": validation, "mixtures": mixtures}
+        if self.weights and self.weights != "builtin" and not self.weights.startswith("hf:"):
+            update["weights"] = str(folder / self.weights)
+        return self.model_copy(update=update)
+
+    def described(self) -> dict[str, Any]:
+        """What the recipe says, for a card: files by their names alone, wherever they lie."""
+        said = self.model_dump(exclude={"minutes", "threads", "about", "weights"}, exclude_defaults=True)
+        plain: dict[str, Any] = _plain({**said, "weights": self.weights and Path(self.weights).name})
+        return plain
 
     def identity(self) -> dict[str, Any]:
         """All that decides the weights: training only goes on where this is unchanged."""
         return self.model_dump(mode="json", exclude={"minutes", "threads", "log_every", "checkpoint_every", "about"})
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - values of a recipe, to values of JSON
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
