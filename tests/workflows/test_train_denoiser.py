@@ -399,6 +399,9 @@ def test_cubes_of_files(cubes, tmp_path):
     values, wavelengths = read_cube(CubeFile(path=cubes / "one.mat"))
     assert values.shape == (BANDS, SIDE, SIDE + 4)
     assert wavelengths[[0, -1]] == pytest.approx([420, 2400])
+    cube = values.transpose(1, 2, 0)
+    savemat(tmp_path / "two.mat", {"cube": cube, "rgb": np.zeros((200, 200, 3))})
+    assert np.array_equal(read_cube(CubeFile(path=tmp_path / "two.mat"))[0], values)
     flat = values.transpose(0, 2, 1).reshape(BANDS, -1)  # MATLAB's order of pixels
     good = np.arange(BANDS) != 3
     savemat(tmp_path / "flat.mat", {"Y": flat, "bbl": good[None].astype(float), "other": np.zeros((2, 2))})

@@ -148,7 +148,7 @@ def _mat_cube(source: CubeFile, content: dict[str, npt.NDArray[Any]]) -> Float32
     """The array to use, `(band, y, x)`: `(y, x, band)` as files have it, or `(band, pixel)` with its `shape` given."""
     wanted = 2 if source.shape else 3
     fitting = [name for name, value in content.items() if value.ndim == wanted and value.dtype.kind in "fiu"]
-    key = source.key or max(fitting, key=lambda name: content[name].size, default="")
+    key = source.key or max(fitting, key=lambda name: (content[name].shape[-1], content[name].size), default="")
     if key not in fitting:
         found = ", ".join(f"{name} {value.shape}" for name, value in content.items())
         raise InputError(

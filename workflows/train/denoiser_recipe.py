@@ -23,7 +23,8 @@ class CubeFile(_Part):
 
     Attributes:
         path: a product, store, raster with wavelengths, or MATLAB file; relative to the recipe.
-        key: variable of the scene or array of the MATLAB file; by default the scene's subject, the largest array.
+        key: variable of the scene or array of the MATLAB file; by default the scene's subject, the array
+            with the most bands.
         shape: height and width of the image, for a MATLAB array `(band, pixel)`.
         options: further options of `open_scene`, such as `scale`.
         project: keep the signal subspace alone, so that the cube's own noise is less.
