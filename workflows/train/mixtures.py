@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d, zoom
+from scipy.special import expit
 
 from cubeloom.errors import InputError
 from cubeloom.untrusted import open_raster
@@ -125,7 +126,7 @@ def _features(image: Float32Array, count: int, rng: np.random.Generator) -> Floa
         if kind == 1:
             maps[number] = np.tanh(maps[number])
         elif kind == 2:
-            maps[number] = 1 / (1 + np.exp(-4 * (maps[number] - rng.standard_normal())))
+            maps[number] = expit(4 * (maps[number] - rng.standard_normal()))
         if rng.random() < _SHIFTED:
             maps[number] = np.roll(maps[number], tuple(rng.integers(-_SHIFT_PX, _SHIFT_PX, 2)), (0, 1))
     return maps
