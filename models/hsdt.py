@@ -150,19 +150,25 @@ def _card_fields(multiple: int, in_channels: int = 1, num_bands: int = 31) -> Ma
     return {"multiple": multiple, "sigma_input": in_channels == 2, "bands": num_bands}
 
 
-@register_model("hsdt_s", defaults=partial(_card_fields, 4))
+def _counted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the counter of each batch normalisation, which those of the authors' multi-GPU training lack."""
+    layers = [key.removesuffix("running_mean") for key in state if key.endswith(".bn.running_mean")]
+    return {**{f"{layer}num_batches_tracked": torch.tensor(0) for layer in layers}, **state}
+
+
+@register_model("hsdt_s", defaults=partial(_card_fields, 4), key_map=_counted)
 def hsdt_s(in_channels: int = 1, num_bands: int = 31) -> HSDT:
     """HSDT-S: 134,350 parameters for one input channel and 31 bands."""
     return HSDT(in_channels, 8, 5, (1, 3), num_bands)
 
 
-@register_model("hsdt_m", defaults=partial(_card_fields, 4))
+@register_model("hsdt_m", defaults=partial(_card_fields, 4), key_map=_counted)
 def hsdt_m(in_channels: int = 1, num_bands: int = 31) -> HSDT:
     """HSDT-M: 521,158 parameters for one input channel and 31 bands."""
     return HSDT(in_channels, 16, 5, (1, 3), num_bands)
 
 
-@register_model("hsdt_l", defaults=partial(_card_fields, 8))
+@register_model("hsdt_l", defaults=partial(_card_fields, 8), key_map=_counted)
 def hsdt_l(in_channels: int = 1, num_bands: int = 31) -> HSDT:
     """HSDT-L: 2,094,786 parameters for one input channel and 31 bands."""
     return HSDT(in_channels, 16, 7, (1, 3, 5), num_bands)

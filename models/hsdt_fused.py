@@ -169,7 +169,7 @@ class FusedTransformer(nn.Module):
 
     def __init__(self, block: TransformerBlock, signs: Tensor) -> None:
         super().__init__()
-        self.guide = deepcopy(block.attn)
+        self.guide = deepcopy(block.attn).eval()
         self.register_buffer("signs", signs)
         ffn = block.ffn
         (value, gate), (value_bias, gate_bias) = ffn.w_3.weight.chunk(2), ffn.w_3.bias.chunk(2)
