@@ -17,9 +17,10 @@ from cubeloom.pipeline.tiles import Axis, FloatImages, Lattice, padded
 
 from . import inpaint
 from .base import Stats
-from .components import known_pixels, settle_subspaces, spectra_of, spectral_sums
+from .components import settle_subspaces, spectral_sums
 from .denoise_network import NetworkMethod, Sample
 from .histograms import quantiles, value_histograms
+from .spectra import known_pixels, spectra_of
 
 TAIL = 1e-3
 """Share of a band's values on either side that its range leaves out."""
@@ -33,7 +34,7 @@ class BandWindows(NetworkMethod):
         """Check wavelengths, units, the number of bands, and the parameters.
 
         Raises:
-            ConfigError: a rank, or a strength that the network cannot be told.
+            ConfigError: a rank, outliers, or a strength that the network cannot be told.
             InputError: fewer good bands than the network takes.
             ModelError: the scene is not of the kind that the network was trained on.
         """
@@ -48,6 +49,8 @@ class BandWindows(NetworkMethod):
             )
         if self.rank != "auto":
             raise ConfigError(f"{where}: rank {self.rank!r} is for component images; this network works on bands")
+        if self.outliers:
+            raise ConfigError(f"{where}: outliers is for component images; this network works on bands")
         if self.strength > 1 and not self.card.sigma_input:
             raise ConfigError(
                 f"{where}: strength {self.strength:g}; this network is told no noise level, so its result can only be "

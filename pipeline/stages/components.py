@@ -1,7 +1,6 @@
 """A block's spectra in their signal subspace, and back: what the denoisers that work on component images share."""
 
-from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,16 +8,15 @@ import numpy.typing as npt
 from cubeloom.errors import InputError
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.grids import Window
-from cubeloom.pipeline.scene import BoolArray, SceneSpec
+from cubeloom.pipeline.scene import BoolArray, FloatArray, SceneSpec
 
 from .base import Stats
-from .subspace import Subspace, estimate_subspace
-
-Rank = Literal["auto", "hysime"] | int
+from .outliers import PASSES as OUTLIER_PASSES
+from .outliers import RIDGE, Outliers, measure_outliers, settle_outliers
+from .spectra import PIXELS_AT_ONCE, spectra_of
+from .subspace import Rank, Subspace, estimate_subspace
 
 MIN_BANDS = 4
-PIXELS_AT_ONCE = 8192
-"""Spectra in one matrix product: bounds the float64 copies."""
 
 
 def require_bands(spec: SceneSpec, rank: Rank) -> None:
@@ -34,22 +32,6 @@ def require_bands(spec: SceneSpec, rank: Rank) -> None:
             f"{spec.scene_id}, denoise: {good} good bands and rank {rank!r}; a spectral subspace needs at "
             f"least {MIN_BANDS} bands and a rank from 1 to their number"
         )
-
-
-def spectra_of(block: Block, window: Window) -> Iterator[tuple[slice, npt.NDArray[np.float32], BoolArray]]:
-    """Good bands of a window, a few rows at a time: which rows, spectra `(B, pixel)`, and which values count."""
-    rows, cols = window.within(block.window).slices
-    cube, valid = block.subject[:, rows, cols], block.valid[rows, cols]
-    defect = block["defect"][:, rows, cols] if "defect" in block.arrays else None
-    good = np.flatnonzero(block.bands.good)
-    height = max(PIXELS_AT_ONCE // max(window.width, 1), 1)
-    for top in range(0, window.height, height):
-        part = slice(top, min(top + height, window.height))
-        spectra = cube[good, part].reshape(good.size, -1)
-        observed = np.isfinite(spectra) & valid[part].reshape(-1)
-        if defect is not None:
-            observed &= ~defect[good, part].reshape(good.size, -1)
-        yield part, spectra, observed
 
 
 def spectral_sums(block: Block) -> Stats:
@@ -87,32 +69,106 @@ def settle_subspaces(sums: Stats, spec: SceneSpec, rank: Rank) -> tuple[Subspace
     return estimate_subspace(sums["total"], sums["products"], count, floor, rank)
 
 
+@dataclass(frozen=True)
+class SignalPasses:
+    """The passes over a scene that find its signal subspace.
+
+    Attributes:
+        rank: of the subspace.
+        outliers: tell outliers from noise and leave them out.
+    """
+
+    rank: Rank
+    outliers: bool
+
+    @property
+    def count(self) -> int:
+        """How many passes."""
+        return OUTLIER_PASSES if self.outliers else 1
+
+    def measure(self, block: Block, stats: Stats, number: int) -> Stats:
+        """Sums over the core of a block."""
+        return measure_outliers(block, stats, number) if self.outliers else spectral_sums(block)
+
+    def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
+        """In the end `mean`, `sigma`, `basis`, `variance`, and `noise_basis`, `noise_variance` of what is left.
+
+        Raises:
+            InputError: too few pixels have a value in every good band.
+        """
+        if self.outliers:
+            return settle_outliers(sums, stats, number, spec, self.rank)
+        signal, noise = settle_subspaces(sums, spec, self.rank)
+        return {
+            "mean": signal.mean,
+            "sigma": signal.sigma,
+            "basis": signal.basis,
+            "variance": signal.variance,
+            "noise_basis": noise.basis,
+            "noise_variance": noise.variance,
+        }
+
+
 def signal_of(stats: Stats) -> Subspace:
     """The signal subspace that a scene's statistics settled to."""
     return Subspace(stats["mean"], stats["sigma"], stats["basis"], stats["variance"])
 
 
-def components(block: Block, subspace: Subspace) -> tuple[npt.NDArray[np.float32], BoolArray, BoolArray]:
-    """Component images `(K, y, x)` over the block's window, where they are known, and where no band is missing."""
+def noise_of(stats: Stats) -> Subspace:
+    """Directions in which a scene has noise alone."""
+    return Subspace(stats["mean"], stats["sigma"], stats["noise_basis"], stats["noise_variance"])
+
+
+def spread_of(stats: Stats) -> FloatArray:
+    """Standard deviation of every component image, in units of its noise, `(K,)`."""
+    return np.asarray(np.sqrt(stats["variance"]) / _inflation(stats))
+
+
+def _inflation(stats: Stats) -> FloatArray | float:
+    """What component images are divided by, so that their noise has variance 1 without the outliers too."""
+    return stats.get("inflation", 1.0)
+
+
+def components(block: Block, stats: Stats) -> tuple[npt.NDArray[np.float32], BoolArray, BoolArray]:
+    """Component images `(K, y, x)` over the block's window, noise having variance 1; where they are known; which count.
+
+    Those count in statistics that miss no band; where outliers are left out, and few such remain, all that are known.
+    """
+    outliers = Outliers.settled(block, stats)
+    if outliers is None:
+        return project(block, signal_of(stats))
+    images, known, _ = project(block, signal_of(stats), outliers)
+    images /= np.asarray(_inflation(stats), np.float32)[:, None, None]
+    return images, known, known
+
+
+def project(
+    block: Block, subspace: Subspace, outliers: Outliers | None = None
+) -> tuple[npt.NDArray[np.float32], BoolArray, BoolArray]:
+    """Coefficients `(K, y, x)` over the block's window, where they are known, and where no band is missing."""
     height, width = block.window.shape
+    columns, ridge = np.arange(block.window.col, block.window.col + width), RIDGE if outliers else None
     images = np.zeros((subspace.basis.shape[1], height, width), np.float32)
     known, complete = np.zeros((2, height, width), bool)
     for part, spectra, observed in spectra_of(block, block.window):
+        if outliers:
+            _, _, observed = outliers.look(spectra, observed, np.tile(columns, part.stop - part.start))
         some, every = observed.any(axis=0), observed.all(axis=0)
         coefficients = np.zeros((images.shape[0], some.size))
         coefficients[:, every] = subspace.project(spectra[:, every])
         gaps = some & ~every
         if gaps.any():
-            coefficients[:, gaps] = subspace.project(spectra[:, gaps], observed[:, gaps])
+            coefficients[:, gaps] = subspace.project(spectra[:, gaps], observed[:, gaps], ridge)
         images[:, part] = coefficients.reshape(-1, part.stop - part.start, width)
         known[part], complete[part] = some.reshape(-1, width), every.reshape(-1, width)
     return images, known, complete
 
 
 def restored(
-    block: Block, subspace: Subspace, images: npt.NDArray[np.float32], window: Window, known: BoolArray
+    block: Block, stats: Stats, images: npt.NDArray[np.float32], window: Window, known: BoolArray
 ) -> npt.NDArray[np.float32]:
     """The cube of component images over `window`, NaN outside it, at unknown pixels, and in bands that are not good."""
+    subspace, inflation = signal_of(stats), np.reshape(_inflation(stats), (-1, 1))
     cube = np.full((len(block.bands), *block.window.shape), np.nan, np.float32)
     inside = window.within(block.window)
     good = np.flatnonzero(block.bands.good)
@@ -120,15 +176,7 @@ def restored(
     for top in range(0, window.height, height):
         part = images[:, top : top + height]
         rows = slice(inside.row + top, inside.row + top + part.shape[1])
-        spectra = subspace.restore(part.reshape(part.shape[0], -1))
+        spectra = subspace.restore(part.reshape(part.shape[0], -1) * inflation)
         spectra[:, ~known[rows, inside.slices[1]].reshape(-1)] = np.nan
         cube[good, rows, inside.slices[1]] = spectra.reshape(good.size, part.shape[1], window.width)
     return cube
-
-
-def known_pixels(block: Block) -> BoolArray:
-    """Pixels of a block that have a value in some good band, `(y, x)`."""
-    known = np.zeros(block.window.shape, bool)
-    for part, _, observed in spectra_of(block, block.window):
-        known[part] = observed.any(axis=0).reshape(-1, block.window.width)
-    return known

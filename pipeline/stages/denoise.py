@@ -12,8 +12,8 @@ from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.scene import UNCERTAINTY, SceneSpec, cube_variable
 
 from .base import Stage, Stats, register
-from .components import Rank
 from .denoise_subspace import SubspaceMethod
+from .subspace import Rank
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.tiles import Inferred, Tiling
@@ -65,6 +65,8 @@ class Denoise(Stage):
         strength: 1 removes what is most likely noise. `subspace`: factor on all thresholds, 0 is the projection on
             the subspace alone. `network`: factor on the noise level that the network is told; one that is told none
             is blended with its input, from 0, which leaves the spectra as they are, to 1.
+        outliers: tell dead, saturated and struck values, dead columns and stripes from noise, in five more passes, and
+            estimate them from the pixel's other bands. Not for a network that sees the bands themselves.
         model: name of the network, such as `hsdt_s`, or with the tag of weights that are shipped.
         weights: file or `hf:owner/repo/file@sha256` with weights for it; by default those of the tag.
         precision: type of the network's arithmetic on a GPU; a CPU always takes float32.
@@ -77,6 +79,7 @@ class Denoise(Stage):
     method: Literal["subspace", "network"] = "subspace"
     rank: Rank = "auto"
     strength: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False)
+    outliers: bool = False
     model: str | None = None
     weights: str | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -93,7 +96,7 @@ class Denoise(Stage):
 
     @property
     def _method(self) -> _Method:
-        return self._network or SubspaceMethod(self.rank, self.strength)
+        return self._network or SubspaceMethod(self.rank, self.strength, self.outliers)
 
     @property
     def _network(self) -> NetworkMethod | None:
@@ -102,12 +105,18 @@ class Denoise(Stage):
         from .denoise_network import network_method  # its libraries are not for those who denoise without
 
         return network_method(
-            self.model, self.weights, self.precision, self.rank, self.strength, uncertainty=self.uncertainty
+            self.model,
+            self.weights,
+            self.precision,
+            self.rank,
+            self.strength,
+            outliers=self.outliers,
+            uncertainty=self.uncertainty,
         )
 
     @property
     def passes(self) -> int:
-        """Two without a network, one with it."""
+        """Over the scene: two without a network, one with it, and five more where outliers are told from noise."""
         return self._method.passes
 
     def plan(self, spec: SceneSpec) -> SceneSpec:

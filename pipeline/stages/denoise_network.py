@@ -22,7 +22,7 @@ from cubeloom.pipeline.scene import MEASUREMENTS, UNCERTAINTY, BoolArray, SceneS
 from cubeloom.pipeline.tiles import How, Inferred, Lattice, Tiling
 
 from .base import NO_STATS, Stats
-from .components import Rank
+from .subspace import Rank
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.inference import ModelHandle, Precision
@@ -50,7 +50,14 @@ class Sample:
 
 
 def network_method(
-    model: str, weights: str | None, precision: "Precision", rank: Rank, strength: float, *, uncertainty: bool
+    model: str,
+    weights: str | None,
+    precision: "Precision",
+    rank: Rank,
+    strength: float,
+    *,
+    outliers: bool,
+    uncertainty: bool,
 ) -> "NetworkMethod":
     """The method for a model, by the transform of its card.
 
@@ -61,7 +68,7 @@ def network_method(
     from .eigenimages import EigenImages
 
     transform = {"bands": BandWindows, "eigenimages": EigenImages}[_card(model, weights).transform]
-    return transform(model, weights, precision, rank, strength, uncertainty)
+    return transform(model, weights, precision, rank, strength, outliers, uncertainty)
 
 
 @lru_cache(maxsize=8)
@@ -85,10 +92,15 @@ class NetworkMethod(ABC):
     precision: "Precision"
     rank: Rank
     strength: float
+    outliers: bool
     uncertainty: bool
 
-    passes = 1
     halo = 0
+
+    @property
+    def passes(self) -> int:
+        """Over the scene, before the network."""
+        return 1
 
     @cached_property
     def card(self) -> Card:

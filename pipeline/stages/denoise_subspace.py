@@ -17,8 +17,8 @@ from cubeloom.pipeline.scene import BoolArray, SceneSpec
 
 from . import inpaint, wavelets
 from .base import Stats
-from .components import Rank, components, require_bands, restored, settle_subspaces, signal_of, spectral_sums
-from .subspace import Subspace
+from .components import SignalPasses, components, noise_of, project, require_bands, restored
+from .subspace import Rank
 
 REACH = wavelets.REACH + inpaint.REACH
 """Reach of the wavelets, and from there of the fill under the mask, px."""
@@ -30,9 +30,18 @@ class SubspaceMethod:
 
     rank: Rank
     strength: float
+    outliers: bool
 
-    passes = 2
     halo = REACH
+
+    @property
+    def passes(self) -> int:
+        """Those that find the subspace, and one for the thresholds."""
+        return self._signal.count + 1
+
+    @property
+    def _signal(self) -> SignalPasses:
+        return SignalPasses(self.rank, self.outliers)
 
     def require(self, spec: SceneSpec) -> None:
         """Check that the scene's bands make a subspace.
@@ -43,25 +52,19 @@ class SubspaceMethod:
         require_bands(spec, self.rank)
 
     def measure(self, block: Block, stats: Stats, number: int) -> Stats:
-        """Sums over complete spectra (pass 0), or wavelet statistics of the components (pass 1)."""
-        return spectral_sums(block) if number == 0 else _wavelet_counts(block, stats)
+        """Sums that give the subspace, and in the last pass wavelet statistics of the components."""
+        signal = self._signal
+        return signal.measure(block, stats, number) if number < signal.count else _wavelet_counts(block, stats)
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
-        """The subspace (pass 0), and the thresholds (pass 1).
+        """The subspace, and after the last pass the thresholds.
 
         Raises:
             InputError: too few pixels have a value in every good band.
         """
-        if number == 0:
-            signal, noise = settle_subspaces(sums, spec, self.rank)
-            return {
-                "mean": signal.mean,
-                "sigma": signal.sigma,
-                "basis": signal.basis,
-                "variance": signal.variance,
-                "noise_basis": noise.basis,
-                "noise_variance": noise.variance,
-            }
+        signal = self._signal
+        if number < signal.count:
+            return signal.settle(sums, stats, number, spec)
         spread = _noise_spread(sums["energy"], stats["noise_variance"])
         lower = np.zeros(sums["counts"].shape[:-1])
         upper = np.zeros_like(lower)
@@ -72,15 +75,14 @@ class SubspaceMethod:
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """The `denoised` cube of a block; NaN in the halo as well."""
         window = _dependable(block, REACH)
-        signal = signal_of(stats)
-        images, known, _ = components(block, signal)
+        images, known, _ = components(block, stats)
         sizes = np.array([wavelets.white_sigma(level) for level in range(wavelets.LEVELS)])[:, None] * self.strength
         with np.errstate(invalid="ignore"):
             lower, upper = stats["lower"] * sizes, stats["upper"] * sizes
         shrunk = np.empty((images.shape[0], *window.shape), np.float32)
         for image, low, high, out in zip(images, lower, upper, shrunk, strict=True):
             out[:] = wavelets.shrink(_around(image, known, block.window, window), low, high)
-        return {"denoised": restored(block, signal, shrunk, window, known)}
+        return {"denoised": restored(block, stats, shrunk, window, known)}
 
 
 def _around(image: npt.NDArray[np.float32], known: BoolArray, outer: Window, window: Window) -> npt.NDArray[np.float32]:
@@ -106,17 +108,20 @@ def _dependable(block: Block, halo: int) -> Window:
 
 def _wavelet_counts(block: Block, stats: Stats) -> Stats:
     """Histograms of the signal components' wavelet coefficients, and the energy of those of noise."""
-    both = np.concatenate([stats["basis"], stats["noise_basis"]], axis=1)
-    variance = np.concatenate([stats["variance"], stats["noise_variance"]])
-    images, known, complete = components(block, Subspace(stats["mean"], stats["sigma"], both, variance))
-    counted = wavelets.Counted(block.inner(complete))
-    around = (_around(image, known, block.window, block.core) for image in images)
-    rank = stats["basis"].shape[1]
-    counts = np.stack([wavelets.histograms(next(around), counted) for _ in range(rank)])
-    energy = np.zeros((both.shape[1] - rank, wavelets.LEVELS, wavelets.ORIENTATIONS, 2))
-    for row, image in zip(energy, around, strict=True):
-        row[:] = wavelets.energies(image, counted)
+    images, known, counted = components(block, stats)
+    counts = np.stack([wavelets.histograms(*_counted(block, image, known, counted)) for image in images])
+    noise, known, complete = project(block, noise_of(stats))
+    energy = np.zeros((len(noise), wavelets.LEVELS, wavelets.ORIENTATIONS, 2))
+    for row, image in zip(energy, noise, strict=True):
+        row[:] = wavelets.energies(*_counted(block, image, known, complete))
     return {"counts": counts, "energy": energy}
+
+
+def _counted(
+    block: Block, image: npt.NDArray[np.float32], known: BoolArray, counted: BoolArray
+) -> tuple[npt.NDArray[np.float32], wavelets.Counted]:
+    """A component image around the core, and the pixels there that count."""
+    return _around(image, known, block.window, block.core), wavelets.Counted(block.inner(counted))
 
 
 def _noise_spread(energy: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -16,14 +16,22 @@ from cubeloom.pipeline.tiles import FloatImages, Lattice, padded
 
 from . import inpaint
 from .base import Stats
-from .components import components, known_pixels, require_bands, restored, settle_subspaces, signal_of, spectral_sums
+from .components import SignalPasses, components, require_bands, restored, spread_of
 from .denoise_network import NetworkMethod, Sample
+from .spectra import known_pixels
 from .subspace import MAX_RANK
+
+_BY_COMPONENT = ("basis", "variance", "inflation")
 
 
 @dataclass(frozen=True)
 class EigenImages(NetworkMethod):
     """The method `network` for cards with the transform `eigenimages`."""
+
+    @property
+    def passes(self) -> int:
+        """Those that find the subspace."""
+        return self._signal.count
 
     def require(self, spec: SceneSpec) -> None:
         """Check wavelengths, units, and that the bands make a subspace.
@@ -36,8 +44,8 @@ class EigenImages(NetworkMethod):
         require_bands(spec, self.rank)
 
     def measure(self, block: Block, stats: Stats, number: int) -> Stats:
-        """Sums over complete spectra."""
-        return spectral_sums(block)
+        """Sums that give the subspace."""
+        return self._signal.measure(block, stats, number)
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
         """The subspace; of its directions as many of the strongest as the network takes.
@@ -45,14 +53,15 @@ class EigenImages(NetworkMethod):
         Raises:
             InputError: too few pixels have a value in every good band.
         """
-        signal, _ = settle_subspaces(sums, spec, self.rank)
+        settled = self._signal.settle(sums, stats, number, spec)
+        if "basis" not in settled:
+            return settled
         kept = slice(self._most(spec))
-        return {
-            "mean": signal.mean,
-            "sigma": signal.sigma,
-            "basis": signal.basis[:, kept],
-            "variance": signal.variance[kept],
-        }
+        return {**settled, **{name: settled[name][..., kept] for name in _BY_COMPONENT if name in settled}}
+
+    @property
+    def _signal(self) -> SignalPasses:
+        return SignalPasses(self.rank, self.outliers)
 
     def _most(self, spec: SceneSpec) -> int:
         return min(self.card.bands or MAX_RANK, int(spec.bands.good.sum()))
@@ -67,7 +76,7 @@ class EigenImages(NetworkMethod):
 
     def sample(self, tile: Block, stats: Stats, lattice: Lattice) -> Sample | None:
         """The component images, filled under the mask, each of variance 1, and their noise."""
-        images, known, _ = components(tile, signal_of(stats))
+        images, known, _ = components(tile, stats)
         if not known.any():
             return None
         spread = _spread(stats)
@@ -91,15 +100,15 @@ class EigenImages(NetworkMethod):
 
     def deviation(self, images: FloatImages, stats: Stats) -> FloatImages:
         """The bands' part in such a difference of component images."""
-        mixing = (stats["basis"] * stats["sigma"][:, None]).astype(np.float32)
+        mixing = (stats["basis"] * stats.get("inflation", 1.0) * stats["sigma"][:, None]).astype(np.float32)
         bands: FloatImages = (mixing @ images.reshape(len(images), -1)).reshape(-1, *images.shape[1:])
         return bands
 
     def spectra(self, block: Block, images: FloatImages, stats: Stats) -> FloatImages:
         """The spectra of the denoised components."""
-        return restored(block, signal_of(stats), images, block.window, known_pixels(block))
+        return restored(block, stats, images, block.window, known_pixels(block))
 
 
 def _spread(stats: Stats) -> npt.NDArray[np.float32]:
     """Standard deviation of every component, noise included, `(K, 1, 1)`."""
-    return np.sqrt(stats["variance"]).astype(np.float32)[:, None, None]
+    return spread_of(stats).astype(np.float32)[:, None, None]

@@ -47,6 +47,12 @@ def _edges() -> FloatArray:
     return np.concatenate([-ends[::-1], ends])
 
 
+def bin_centres() -> FloatArray:
+    """Middles of the bins."""
+    edges = _edges()
+    return (edges[1:] + edges[:-1]) / 2
+
+
 def quantiles(histograms: npt.NDArray[np.int64], share: float) -> FloatArray:
     """Values below which `share` of those counted lie, linear within a bin, `(row,)`; NaN for rows without any."""
     edges = _edges()

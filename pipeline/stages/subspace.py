@@ -5,6 +5,7 @@ of every band has variance 1, and then stay so under any rotation.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from cubeloom.pipeline.scene import BoolArray, FloatArray
 
 FloatSpectra = npt.NDArray[np.float32]
+
+Rank = Literal["auto", "hysime"] | int
+"""Number of components, or the rule that gives it (`signal_rank`)."""
 
 _DYNAMIC_RANGE = 1e4
 """Largest ratio of a band's standard deviation to that of its noise; less noise than that cannot be told from none."""
@@ -26,6 +30,9 @@ MAX_RANK = 64
 """Most directions that are kept by themselves: the time of denoising grows with their number."""
 
 _NOISE_DIRECTIONS = 8
+
+_SOLVED_AT_ONCE = 1024
+"""Pixels with gaps that are solved together: bounds the memory for their matrices."""
 
 _VALUE_STEP = 2.0**-10
 _BASIS_STEP = 2.0**-22
@@ -57,40 +64,49 @@ class Subspace:
         """Spectra of whitened ones, `(B, pixel)`."""
         return (whitened * self.sigma[:, None] + self.mean[:, None]).astype(np.float32)
 
-    def project(self, spectra: npt.NDArray[np.floating], observed: BoolArray | None = None) -> FloatArray:
+    def project(
+        self, spectra: npt.NDArray[np.floating], observed: BoolArray | None = None, ridge: float | None = None
+    ) -> FloatArray:
         """Coefficients `(K, pixel)` of spectra `(B, pixel)`.
 
         Args:
             spectra: values; anything may stand where `observed` is False.
-            observed: which values count, `(B, pixel)`; all where None. The coefficients of a spectrum with gaps are
-                their posterior mean under the Gaussian model of scene and noise: least squares over the bands that
-                were observed, weighted by noise, with the scene's own variance as the prior.
+            observed: which values count, `(B, pixel)`; all where None.
+            ridge: for spectra with gaps. None: their posterior mean under the Gaussian model of scene and noise, that
+                is least squares over the bands that were observed, weighted by noise, with the scene's own variance
+                as the prior. A number: the same with this for the precision of the prior, where at least half of the
+                bands were observed; the coefficients then keep their size, and have a little more noise.
         """
         if observed is None:
             return exact_product(self.basis.T, self.whiten(spectra))
         whitened = np.where(observed, self.whiten(np.where(observed, spectra, 0.0)), 0.0)
-        return self._posterior(exact_product(self.basis.T, whitened), observed)
+        return self._posterior(exact_product(self.basis.T, whitened), observed, ridge)
+
+    def fit(self, spectra: npt.NDArray[np.floating], observed: BoolArray) -> FloatSpectra:
+        """The spectra `(B, pixel)` that the subspace expects from the values that were observed."""
+        return self.restore(self.project(spectra, observed))
 
     def restore(self, coefficients: npt.NDArray[np.floating]) -> FloatSpectra:
         """Spectra `(B, pixel)` of coefficients `(K, pixel)`."""
         return self.unwhiten(exact_product(self.basis, coefficients))
 
-    def _posterior(self, products: FloatArray, observed: BoolArray) -> FloatArray:
-        """Solve (basis_o' basis_o + diag(1 / signal variance)) z = products for every pixel.
+    def _posterior(self, products: FloatArray, observed: BoolArray, ridge: float | None) -> FloatArray:
+        """Solve (basis_o' basis_o + prior) z = products for every pixel.
 
-        Each pixel is solved by itself, with sums in a fixed order: its value must not depend on its neighbours.
+        Each pixel is solved by itself, and its matrix summed without rounding: it must not depend on its neighbours.
         """
-        patterns, which = np.unique(np.packbits(observed, axis=0), axis=1, return_inverse=True)
-        prior = np.diag(1 / np.maximum(self.variance - 1, 1e-3))
-        solved = np.zeros_like(products)
-        order = np.argsort(which.ravel(), kind="stable")
-        stops = np.cumsum(np.bincount(which.ravel(), minlength=patterns.shape[1]))
-        for number, pixels in enumerate(np.split(order, stops[:-1])):
-            seen = np.unpackbits(patterns[:, number], count=self.basis.shape[0]).astype(bool)
-            part = self.basis[seen]
-            inverse = np.linalg.inv(part.T @ part + prior)
-            for column, product in zip(inverse.T, products[:, pixels], strict=True):
-                solved[:, pixels] += column[:, None] * product
+        size = self.basis.shape[1]
+        steps = np.rint(self.basis / _BASIS_STEP) * _BASIS_STEP
+        pairs = (steps[:, :, None] * steps[:, None, :]).reshape(len(steps), -1)
+        own = 1 / np.maximum(self.variance - 1, 1e-3)
+        half = 2 * np.count_nonzero(observed, axis=0) >= len(observed)
+        solved = np.empty_like(products)
+        for start in range(0, products.shape[1], _SOLVED_AT_ONCE):
+            part = slice(start, start + _SOLVED_AT_ONCE)
+            matrices = (observed[:, part].T.astype(np.float64) @ pairs).reshape(-1, size, size)
+            prior = own if ridge is None else np.where(half[part, None], ridge, own)
+            matrices[:, np.arange(size), np.arange(size)] += prior
+            solved[:, part] = np.linalg.solve(matrices, products[:, part].T[..., None])[..., 0].T
         return solved
 
 

@@ -15,6 +15,10 @@ from .hymixde import hymixde
 Float32Array = npt.NDArray[np.float32]
 
 
+OUTLIERS = "+outliers"
+"""At the end of a method's name: tell outliers from noise."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One column of the tables.
@@ -54,7 +58,7 @@ class Method:
 
 
 def parse_methods(text: str) -> list[Method]:
-    """Methods from `noisy,subspace,hymixde,network:NAME[@WEIGHTS]`.
+    """Methods from `noisy,subspace,hymixde,network:NAME[@WEIGHTS]`, the stage's also as `subspace+outliers`.
 
     Raises:
         ConfigError: an unknown method, one without its model, one that comes twice, or none.
@@ -72,14 +76,20 @@ def _method(name: str) -> Method:
         return Method(name, "the noisy input, not clamped", lambda _, noisy: noisy, clamped=False)
     if name == "hymixde":
         return Method(name, "mixed-noise baseline after L1HyMixDe", lambda clean, noisy: hymixde(noisy, clean.valid))
-    if name == "subspace":
-        return _stage(name, "the denoise stage, subspace and wavelets", {"method": "subspace"})
-    kind, _, model = name.partition(":")
+    start = name.removesuffix(OUTLIERS)
+    extra = {"outliers": True} if start != name else {}
+    what = ", outliers left out" if extra else ""
+    if start == "subspace":
+        return _stage(name, f"the denoise stage, subspace and wavelets{what}", {"method": "subspace", **extra})
+    kind, _, model = start.partition(":")
     model, _, weights = model.partition("@")
     if kind != "network" or not model:
-        raise ConfigError(f"--methods: {name!r}; expected noisy, subspace, hymixde or network:NAME[@WEIGHTS]")
-    parameters = {"method": "network", "model": model} | ({"weights": weights} if weights else {})
-    return _stage(name, f"the denoise stage, network {model}", parameters)
+        raise ConfigError(
+            f"--methods: {name!r}; expected noisy, subspace, hymixde or network:NAME[@WEIGHTS], subspace and network "
+            f"perhaps with {OUTLIERS} at the end"
+        )
+    parameters = {"method": "network", "model": model, **extra} | ({"weights": weights} if weights else {})
+    return _stage(name, f"the denoise stage, network {model}{what}", parameters)
 
 
 def _stage(name: str, what: str, parameters: dict[str, Any]) -> Method:

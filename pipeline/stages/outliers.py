@@ -1,0 +1,335 @@
+"""Outliers of a scene: dead and saturated elements, impulses, dead columns and stripes, told from noise.
+
+What the noise of a band does not explain must not enter the scene's subspace, nor the fit of a pixel's spectrum. It is
+found in turns, a kind of robust principal component analysis. Each turn has a reference for every value: first the
+median of the neighbouring bands, then a fit of few components, then of all that rise above noise. The residuals of a
+band are a mixture of its noise and of some values from anywhere, whose parameters expectation maximisation gives;
+what is rather the latter is an outlier, and is left out of the next fit. A number that a band repeats far more often
+than the numbers next to it is no measurement, and a column whose residuals have a mean that chance does not give is an
+outlier as a whole. (For mixed noise in a subspace see also Zhuang and Ng, "Hyperspectral mixed noise removal by
+l1-norm-based subspace representation", IEEE JSTARS 13, 2020.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeloom.errors import InputError
+from cubeloom.pipeline.blocks import Block
+from cubeloom.pipeline.scene import BoolArray, FloatArray, SceneSpec
+
+from .base import Stats
+from .histograms import bin_centres, quantiles, value_histograms
+from .spectra import spectra_of
+from .subspace import Rank, Subspace, estimate_subspace
+
+FloatSpectra = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+PASSES = 6
+"""Repeated numbers; then, for each of the first two references, its residuals, and the covariance without outliers;
+then the residuals of the last one."""
+
+_TURNS = 3
+_COARSE_RANK = 3
+"""Components of the second reference: more of them would learn the outliers that so rough a first one lets pass."""
+
+_SUBSPACE = ("mean", "sigma", "basis", "variance", "noise_basis", "noise_variance", "inflation")
+
+_BUCKET_BITS = 10
+_MULTIPLIERS = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77))
+_REPEATED_SHARE = 0.005
+_REPEATED_RATIO = 5
+"""A number is no measurement that more than this share of a band's pixels has, and so many times more than the next."""
+
+_COLUMN_SIGMA = 4.5
+_COLUMN_SPREADS = 5.0
+"""A column is out whose mean residual is so many of its standard errors from 0, and so many times the spread of the
+columns' own from their median: the fit is never exact."""
+
+_EM_STEPS = 40
+_FIRST_SHARE = 0.02
+_NEAREST, _FARTHEST = 1.0, 8.0
+"""In standard deviations: what is nearer to the reference is no outlier, what is farther is one."""
+
+RIDGE = 1e-2
+"""Prior of the last fit: see `Subspace.project`."""
+
+# fmt: off
+_SORT_OF_SEVEN = ((0, 6), (2, 3), (4, 5), (0, 2), (1, 4), (3, 6), (0, 1), (2, 5),
+                  (3, 4), (1, 2), (4, 6), (2, 3), (4, 5), (1, 2), (3, 4), (5, 6))
+# fmt: on
+"""Pairs to put in order one after the other; then seven rows stand in order."""
+
+
+def measure_outliers(block: Block, stats: Stats, number: int) -> Stats:
+    """Sums over the core of a block in pass `number`."""
+    if number == 0:
+        return _repetitions(block)
+    return _residuals(block, stats) if number % 2 else _sums_without_outliers(block, stats)
+
+
+def settle_outliers(sums: Stats, stats: Stats, number: int, spec: SceneSpec, rank: Rank) -> Stats:
+    """What the next pass knows of the scene, in the end also the signal's subspace as `denoise` has it.
+
+    Beside `mean`, `sigma`, `basis`, `variance`, `noise_basis` and `noise_variance` that is `inflation`: how much the
+    standard deviation of each component's noise has grown by what was left out, `(K,)`.
+
+    Raises:
+        InputError: too few pixels.
+    """
+    if number == 0:
+        spread = quantiles(sums["values"], 0.999) - quantiles(sums["values"], 0.001)
+        return {"repetitions": sums["repetitions"], "range": np.maximum(spread, np.finfo(np.float32).tiny)}
+    turn = number // 2
+    if number % 2 == 0:
+        return {**stats, **_settled_space(sums, stats, turn, spec, rank)}
+    floor = _packing_noise(spec)
+    noise, limit = _noise_and_limit(sums["residuals"], float(stats["range"][0]), floor)
+    settled = {**stats, f"noise{turn}": noise, f"limit{turn}": limit}
+    return {**settled, **{key: stats[f"{key}{turn}"] for key in _SUBSPACE}} if turn == _TURNS - 1 else settled
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Tells outliers from what counts, by what has settled so far.
+
+    Attributes:
+        stats: of the scene.
+        step: of the numbers that the values were packed in; None for floating point.
+    """
+
+    stats: Stats
+    step: float | None
+
+    @classmethod
+    def of(cls, block: Block, stats: Stats) -> "Outliers":
+        """For the spectra of a block."""
+        return cls(stats, block.spec.variables[block.spec.subject].encoding.scale)
+
+    @classmethod
+    def settled(cls, block: Block, stats: Stats) -> "Outliers | None":
+        """The same once all has settled; None for statistics that know nothing of outliers."""
+        return cls.of(block, stats) if f"limit{_TURNS - 1}" in stats else None
+
+    def look(
+        self, spectra: FloatSpectra, present: BoolArray, columns: npt.NDArray[np.intp]
+    ) -> tuple[FloatSpectra, BoolArray, BoolArray]:
+        """The last reference there is, which values may count, and which of them do.
+
+        Args:
+            spectra: `(B, pixel)`.
+            present: which hold a number.
+            columns: of the scene, that each pixel lies in.
+        """
+        may = present & ~self._repeated(spectra)
+        reference, counts = median_of_neighbours(spectra, may), may
+        for turn in range(_TURNS):
+            if turn:
+                if f"basis{turn}" not in self.stats:
+                    break
+                may = may & ~self.stats[f"columns{turn}"][:, columns]
+                reference = self._space(turn).fit(spectra, counts)
+                counts = may
+            if f"limit{turn}" not in self.stats:
+                break
+            with np.errstate(invalid="ignore"):
+                counts = may & (np.abs(spectra - reference) <= self.stats[f"limit{turn}"][:, None])
+        return reference, may, counts
+
+    def _space(self, turn: int) -> Subspace:
+        return Subspace(*(self.stats[f"{key}{turn}"] for key in _SUBSPACE[:4]))
+
+    def _repeated(self, spectra: FloatSpectra) -> BoolArray:
+        """Numbers that their band repeats far more often than those next to them."""
+        tables = self.stats["repetitions"]
+        total = tables[0].sum(axis=1)
+        often = _REPEATED_SHARE * total
+        usual = np.maximum(np.median(tables[0], axis=1), 1)
+        out = np.zeros(spectra.shape, bool)
+        for band in np.flatnonzero(tables.max(axis=2).min(axis=0) > often + _REPEATED_RATIO * usual):
+            numbers = _numbers(spectra[band], self.step)
+            count = _count(tables[:, band], numbers)
+            at = np.flatnonzero(count > often[band] + _REPEATED_RATIO * usual[band])
+            near = np.zeros(at.size)
+            if self.step is not None:
+                near = np.maximum(*(_count(tables[:, band], numbers[at] + np.int32(by)) for by in (-1, 1)))
+            out[band, at] = count[at] > often[band] + _REPEATED_RATIO * near
+        return out
+
+
+def _numbers(values: npt.NDArray[np.float32], step: float | None) -> npt.NDArray[np.int32]:
+    """Values as whole numbers that are equal where they are: in packing steps, or by their bits."""
+    if step is None:
+        return np.ascontiguousarray(values + np.float32(0)).view(np.int32)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nan_to_num(np.rint(values / np.float32(step))), np.int32)
+
+
+def _buckets(numbers: npt.NDArray[np.int32], multiplier: np.uint32) -> npt.NDArray[np.intp]:
+    return ((numbers.view(np.uint32) * multiplier) >> np.uint32(32 - _BUCKET_BITS)).astype(np.intp)
+
+
+def _count(tables: IntArray, numbers: npt.NDArray[np.int32]) -> IntArray:
+    """How often a band has some numbers; at most (a count-min sketch: Cormode and Muthukrishnan, 2005)."""
+    found = (table[_buckets(numbers, by)] for table, by in zip(tables, _MULTIPLIERS, strict=True))
+    return np.asarray(np.minimum(*found))
+
+
+def _repetitions(block: Block) -> Stats:
+    """Numbers of every band counted in two tables of hashes, and a histogram of all values."""
+    size = int(block.bands.good.sum())
+    tables = np.zeros((2, size, 2**_BUCKET_BITS), np.int64)
+    step = Outliers.of(block, {}).step
+    values: IntArray | int = 0
+    for _, spectra, present in spectra_of(block, block.core):
+        values = values + value_histograms([(spectra.reshape(1, -1), present.reshape(1, -1))])
+        for band in range(size):
+            numbers = _numbers(spectra[band, present[band]], step)
+            for table, by in zip(tables, _MULTIPLIERS, strict=True):
+                table[band] += np.bincount(_buckets(numbers, by), minlength=table.shape[1])
+    return {"repetitions": tables, "values": np.asarray(values)}
+
+
+def _looked_at(block: Block, stats: Stats) -> Iterator[tuple[FloatSpectra, FloatSpectra, BoolArray, BoolArray]]:
+    """Spectra of a block's core, a few rows at a time, with what `Outliers.look` gives for them."""
+    outliers, width = Outliers.of(block, stats), block.core.width
+    columns = np.arange(block.core.col, block.core.col + width)
+    for rows, spectra, present in spectra_of(block, block.core):
+        yield spectra, *outliers.look(spectra, present, np.tile(columns, rows.stop - rows.start))
+
+
+def _residuals(block: Block, stats: Stats) -> Stats:
+    """Histograms of the residuals of every band."""
+    looked = _looked_at(block, stats)
+    parts = ((spectra - reference, may & np.isfinite(reference)) for spectra, reference, may, _ in looked)
+    return {"residuals": value_histograms(parts)}
+
+
+def _sums_without_outliers(block: Block, stats: Stats) -> Stats:
+    """Sums over spectra whose outliers have given way to the reference, and the residuals of the others by column."""
+    size, width = int(block.bands.good.sum()), block.spec.shape[1]
+    count, missing = np.zeros((), np.int64), np.zeros(size, np.int64)
+    total, products = np.zeros(size), np.zeros((size, size))
+    column_sum, column_count = np.zeros((size, width)), np.zeros((size, width), np.int64)
+    inside = slice(block.core.col, block.core.col + block.core.width)
+    for spectra, reference, _, counts in _looked_at(block, stats):
+        some = counts.any(axis=0)
+        whole = np.where(counts, spectra, _without_gaps(reference))[:, some].astype(np.float64)
+        count += whole.shape[1]
+        missing += np.count_nonzero(~counts[:, some], axis=1)
+        total += whole.sum(axis=1)
+        products += whole @ whole.T
+        residual = np.where(counts, spectra - reference, np.float32(0)).astype(np.float64)
+        column_sum[:, inside] += residual.reshape(size, -1, block.core.width).sum(axis=1)
+        column_count[:, inside] += counts.reshape(size, -1, block.core.width).sum(axis=1)
+    sums = {"count": count, "missing": missing, "total": total, "products": products}
+    return {**sums, "column_sum": column_sum, "column_count": column_count}
+
+
+def _without_gaps(spectra: FloatSpectra) -> FloatSpectra:
+    """Spectra with the band before in place of a missing one, and at the beginning the first that is there."""
+    missing = np.isnan(spectra)
+    if not missing.any():
+        return spectra
+    bands = np.arange(len(spectra))[:, None]
+    last = np.maximum.accumulate(np.where(missing, -1, bands), axis=0)
+    first = np.argmin(missing, axis=0)
+    return np.take_along_axis(spectra, np.where(last < 0, first, last), axis=0)
+
+
+def _settled_space(sums: Stats, stats: Stats, after: int, spec: SceneSpec, rank: Rank) -> Stats:
+    """The subspace of turn `after`, and the columns that are out from then on.
+
+    What has given way to a reference has none of its band's noise, so that much is added to the covariance: the
+    expected sums of a factor analysis with missing values (Dempster, Laird and Rubin, 1977).
+    """
+    count, size = int(sums["count"]), int(spec.bands.good.sum())
+    if count < 2 * size:
+        raise InputError(
+            f"{spec.scene_id}, denoise: {count} pixels take part, at least {2 * size} are needed to tell outliers "
+            f"from noise in {size} bands; check the mask, or set outliers to false"
+        )
+    noise = stats[f"noise{after - 1}"]
+    products = sums["products"] + np.diag(sums["missing"] * noise**2)
+    wanted = min(_COARSE_RANK, size) if after < _TURNS - 1 else rank
+    signal, rest = estimate_subspace(sums["total"], products, count, _packing_noise(spec), wanted)
+    share = 1 - sums["missing"] / count
+    inner = (signal.basis * share[:, None]).T @ signal.basis + RIDGE * np.eye(signal.basis.shape[1])
+    inflation = np.sqrt(np.maximum(np.diag(np.linalg.inv(inner)), 1))
+    parts = (signal.mean, signal.sigma, signal.basis, signal.variance, rest.basis, rest.variance, inflation)
+    named = {f"{key}{after}": part for key, part in zip(_SUBSPACE, parts, strict=True)}
+    return {**named, f"columns{after}": _columns_out(sums["column_sum"], sums["column_count"], noise)}
+
+
+def _columns_out(total: FloatArray, count: IntArray, noise: FloatArray) -> BoolArray:
+    """Columns `(B, x)` whose residuals have a mean that neither chance nor a fit's errors give."""
+    seen = count > 0
+    score = np.abs(total) / np.sqrt(np.maximum(count, 1)) / noise[:, None]
+    score[~seen] = np.nan
+    out = np.zeros(seen.shape, bool)
+    for row, scores, where in zip(out, score, seen, strict=True):
+        if where.any():
+            middle = np.median(scores[where])
+            spread = 1.4826 * np.median(np.abs(scores[where] - middle))
+            row[where] = scores[where] > max(_COLUMN_SIGMA, middle + _COLUMN_SPREADS * spread)
+    return out
+
+
+def _packing_noise(spec: SceneSpec) -> float:
+    return (spec.variables[spec.subject].encoding.scale or 0.0) / float(np.sqrt(12))
+
+
+def _noise_and_limit(histograms: IntArray, spread: float, floor: float) -> tuple[FloatArray, FloatArray]:
+    """Standard deviation of each band's noise, and how far from the reference its outliers begin, `(B,)` each.
+
+    Args:
+        histograms: of the residuals, `(B, bin)`.
+        spread: range that outliers come from.
+        floor: least noise.
+    """
+    counts, centres = histograms.astype(np.float64), bin_centres()
+    total = np.maximum(counts.sum(axis=1), 1)
+    least = max(floor, spread * 1e-6)
+    noise = np.maximum(1.4826 * quantiles(_folded(histograms), 0.5), least)
+    noise = np.where(np.isfinite(noise), noise, least)
+    share = np.full(len(counts), _FIRST_SHARE)
+    for _ in range(_EM_STEPS):
+        density = np.exp(-0.5 * (centres / noise[:, None]) ** 2) / (noise[:, None] * np.sqrt(2 * np.pi))
+        likely = (1 - share)[:, None] * density
+        weight = counts * likely / (likely + (share / spread)[:, None])
+        noise = np.maximum(np.sqrt((weight @ centres**2) / np.maximum(weight.sum(axis=1), 1)), least)
+        share = np.clip(1 - weight.sum(axis=1) / total, 1e-4, 0.95)
+    even = share / spread * noise * np.sqrt(2 * np.pi) / (1 - share)
+    limit = np.sqrt(-2 * np.log(np.minimum(even, 1)))
+    return noise, noise * np.clip(limit, _NEAREST, _FARTHEST)
+
+
+def _folded(histograms: IntArray) -> IntArray:
+    """Histograms of the magnitudes."""
+    side = histograms.shape[1] // 2
+    folded = histograms.copy()
+    folded[:, side + 1 :] += histograms[:, :side][:, ::-1]
+    folded[:, :side] = 0
+    return folded
+
+
+def median_of_neighbours(spectra: FloatSpectra, seen: BoolArray) -> FloatSpectra:
+    """Median of each value and the three bands on either side, of those that are seen; NaN where none is.
+
+    At the ends of the spectrum the bands are mirrored.
+    """
+    padded = np.pad(np.where(seen, spectra, np.float32(np.inf)), ((3, 3), (0, 0)), mode="reflect")
+    rows = [padded[start : start + len(spectra)] for start in range(7)]
+    for low, high in _SORT_OF_SEVEN:
+        rows[low], rows[high] = np.minimum(rows[low], rows[high]), np.maximum(rows[low], rows[high])
+    count = sum(np.isfinite(row).astype(np.int8) for row in rows)
+    ordered = np.stack(rows)
+    lower, upper = (
+        np.take_along_axis(ordered, np.maximum(at, 0)[None].astype(np.intp), axis=0)[0]
+        for at in ((count - 1) // 2, count // 2)
+    )
+    middle = lower * np.float32(0.5) + upper * np.float32(0.5)
+    return np.where(count > 0, middle, np.float32(np.nan))
