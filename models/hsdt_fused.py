@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .fused import convolve, convolve_onto, convolve_times
-from .hsdt_layers import Block, Query, S3Conv, TransformerBlock, doubled, over_both, spatial_means
+from .hsdt_layers import Block, Query, S3Conv, TransformerBlock, over_both, resized, spatial_means
 
 PIECE = 2**20
-"""Bytes of an array that are worked on at once: with what is made of them they fit a core's cache."""
+"""Bytes of an array that each thread works on at once: with what is made of them they fit a core's cache."""
 
 PIECE_ON_DEVICE = 2**28
 """The same away from the CPU, where a kernel wants much to do at once."""
+
+
+ROWS = 16
+"""Rows of a doubled image that are interpolated by one matrix: few, for most of it is zero; not too few for speed."""
 
 
 class FusedBlock(nn.Module):
@@ -32,13 +36,14 @@ class FusedBlock(nn.Module):
         super().__init__()
         self.scale = block.scale
         factor, shift = _normalisation(block)
-        self.conv: FusedS3Conv | FusedDense
+        self.conv: FusedS3Conv | FusedDown | FusedUp
         if isinstance(block.conv, S3Conv):
             signs = torch.where(factor < 0, -1.0, 1.0)
             self.conv = FusedS3Conv(block.conv, factor.abs(), shift * signs)
         else:
             signs = torch.ones_like(factor)
-            self.conv = FusedDense(block.conv.weight, factor, shift, block.scale)
+            dense = FusedDown if block.scale < 1 else FusedUp
+            self.conv = dense(block.conv.weight, factor, shift)
         self.attn = FusedTransformer(block.attn, signs)
 
     def forward(self, x: Tensor, weight: Tensor | None, query: Query) -> Tensor:
@@ -69,24 +74,17 @@ class Spatial(nn.Module):
         self.register_buffer("paired", _paired(weight) if len(weight) <= 8 else None)
 
     def planes(self, images: Tensor) -> Tensor:
-        """The images as `rectified` and `onto` take them; they may be cut along N."""
+        """The images as `rectified` takes them."""
         if self.paired is None or images.shape[2] % 2:
-            return images.permute(0, 3, 1, 2)
+            return _planes(images)
         padded = functional.pad(images, (0, 0, 1, 1))
-        return padded.view(*images.shape[:2], -1, 2 * images.shape[3]).permute(0, 3, 1, 2)
+        return _planes(padded.view(*images.shape[:2], -1, 2 * images.shape[3]))
 
     def rectified(self, planes: Tensor) -> Tensor:
         """The leaky rectifier of the convolution, (N, H, W, C')."""
         weight, padding = self._fitting(planes)
         y = convolve(planes, weight, None, "leaky_relu", padding).permute(0, 2, 3, 1)
         return y.reshape(*y.shape[:2], -1, len(self.weight))
-
-    def onto(self, total: Tensor, planes: Tensor) -> None:
-        """Add the convolution to `total`, (N, H, W, C')."""
-        weight, padding = self._fitting(planes)
-        convolve_onto(
-            total.view(*total.shape[:2], -1, len(weight)).permute(0, 3, 1, 2), planes, weight, padding=padding
-        )
 
     def _fitting(self, planes: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if self.paired is None or planes.shape[1] == self.weight.shape[1]:
@@ -106,7 +104,11 @@ def _paired(weight: Tensor) -> Tensor:
 
 
 class FusedS3Conv(nn.Module):
-    """The sum factor ⊙ S3Conv(x) + shift, factor ≥ 0."""
+    """The sum factor ⊙ S3Conv(x) + shift, factor ≥ 0.
+
+    A single feature gets a second one of zeros: with one, strides do not tell which order the axes have, and the
+    kernels that are then taken are two to four times as slow.
+    """
 
     spectral: Tensor
     shift: Tensor
@@ -114,12 +116,17 @@ class FusedS3Conv(nn.Module):
     def __init__(self, conv: S3Conv, factor: Tensor, shift: Tensor) -> None:
         super().__init__()
         first, second = (conv.dw_conv.get_parameter(f"{index}.weight").detach()[:, :, 0] for index in (0, 2))
+        spectral = conv.pw_conv.weight.detach()[..., 0] * factor[:, None, None, None]
+        self.alone = first.shape[1] == 1
+        if self.alone:
+            first, spectral = (functional.pad(weight, (0, 0, 0, 0, 0, 1)) for weight in (first, spectral))
         self.first, self.second = Spatial(first), Spatial(second * factor[:, None, None, None])
-        self.register_buffer("spectral", conv.pw_conv.weight.detach()[..., 0] * factor[:, None, None, None])
+        self.register_buffer("spectral", spectral)
         self.register_buffer("shift", shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D, H, W, C) → (N, D, H, W, C')."""
+        x = functional.pad(x, (0, 1)) if self.alone else x
         y = convolve(x.flatten(2, 3).permute(0, 3, 1, 2), self.spectral, self.shift, padding=(1, 0))
         y = y.permute(0, 2, 3, 1).contiguous().view(*x.shape[:4], -1)
         images, totals = x.flatten(0, 1), y.flatten(0, 1)
@@ -129,37 +136,85 @@ class FusedS3Conv(nn.Module):
         return y
 
 
-class FusedDense(nn.Module):
-    """The sum factor ⊙ (3 × 3 × 3 convolution) + shift, of every second pixel or of an image of twice the size."""
+class FusedDown(nn.Module):
+    """The sum factor ⊙ (3 × 3 × 3 convolution, of every second pixel) + shift."""
 
     weight: Tensor
     shift: Tensor
 
-    def __init__(self, weight: Tensor, factor: Tensor, shift: Tensor, scale: float) -> None:
+    def __init__(self, weight: Tensor, factor: Tensor, shift: Tensor) -> None:
         super().__init__()
-        self.scale = scale
-        weight = weight.detach() * factor[:, None, None, None, None]
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight.detach() * factor[:, None, None, None, None])
         self.register_buffer("shift", shift)
-        self.before, self.here, self.after = (Spatial(tap) for tap in weight.unbind(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D, H, W, C) → (N, D, H', W', C')."""
-        if self.scale < 1:
-            return over_both(x, self.weight, 2, self.shift)
-        y = self.shift.expand(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3], -1).contiguous()
-        for total, sample in zip(y, x, strict=True):
+        """(N, D, H, W, C) → (N, D, H / 2, W / 2, C')."""
+        return over_both(x, self.weight, 2, self.shift)
+
+
+class FusedUp(nn.Module):
+    """The sum factor ⊙ (3 × 3 × 3 convolution of the image doubled in size) + shift.
+
+    Doubling the rows mixes rows alone and is linear, so it may as well come after bands, columns and features are
+    mixed, once for each row of the kernel, at half the height: half the multiplications.
+    """
+
+    weight: Tensor
+    shift: Tensor
+
+    def __init__(self, weight: Tensor, factor: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        weight = weight.detach() * factor[:, None, None, None, None]
+        self.register_buffer("weight", weight.permute(3, 2, 0, 1, 4)[..., None, :].contiguous())
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D, H, W, C) → (N, D, 2H, 2W, C')."""
+        wide = resized(x, x.shape[2], 2 * x.shape[3])
+        y = self.shift.expand(*x.shape[:2], 2 * x.shape[2], wide.shape[3], -1).contiguous()
+        rows = _row_doubling(x.shape[2], y)
+        for total, sample in zip(y, wide, strict=True):
             for piece in _pieces(len(total), total[0]):
-                self._add(total, doubled(sample[None, piece])[0], piece.start)
+                for row, weights in enumerate(self.weight):
+                    mixed = _over_bands_and_columns(sample, piece, weights).to(y.dtype).flatten(2)
+                    for target, source, shares in rows:
+                        share = shares[row].expand(len(mixed), -1, -1)
+                        total[piece].flatten(2)[:, target].baddbmm_(share, mixed[:, source])
         return y
 
-    def _add(self, total: Tensor, images: Tensor, start: int) -> None:
-        """Add what images (d, H, W, C) of the bands from `start` give to their neighbours too: (D, H, W, C')."""
-        planes = self.here.planes(images)
-        for ahead, tap in ((1, self.before), (0, self.here), (-1, self.after)):
-            first, last = max(start + ahead, 0), min(start + len(images) + ahead, len(total))
-            if first < last:
-                tap.onto(total[first:last], planes[first - start - ahead : last - start - ahead])
+
+def _over_bands_and_columns(images: Tensor, piece: slice, weights: Tensor) -> Tensor:
+    """Convolution of neighbouring bands and columns, for the bands of a piece.
+
+    (D, H, W, C), weights (3, C', C, 1, 3) → (d, H, W, C').
+    """
+    y = convolve(_planes(images[piece]), weights[1], padding=(0, 1)).permute(0, 2, 3, 1)
+    first, last = max(piece.start, 1), min(piece.stop, len(images) - 1)
+    if first < piece.stop:
+        before = images[first - 1 : piece.stop - 1]
+        convolve_onto(_planes(y[first - piece.start :]), _planes(before), weights[0], padding=(0, 1))
+    if piece.start < last:
+        after = images[piece.start + 1 : last + 1]
+        convolve_onto(_planes(y[: last - piece.start]), _planes(after), weights[2], padding=(0, 1))
+    return y
+
+
+def _row_doubling(height: int, like: Tensor) -> list[tuple[slice, slice, Tensor]]:
+    """What rows of an image give to those of the doubled one, and to those above and below, in blocks.
+
+    Each is a slice of doubled rows, the slice of rows that they depend on, and for each row of a kernel the shares of
+    the second in the first, (3, rows, rows).
+    """
+    doubling = resized(torch.eye(height)[None, None, :, :, None], 2 * height, height)[0, 0, :, :, 0]
+    padded = functional.pad(doubling, (0, 0, 1, 1))
+    shares = torch.stack([padded[row : row + 2 * height] for row in range(3)])
+    blocks = []
+    for start in range(0, 2 * height, ROWS):
+        block = shares[:, start : start + ROWS]
+        used = block.sum((0, 1)).nonzero()
+        source = slice(int(used[0]), int(used[-1]) + 1)
+        blocks.append((slice(start, start + block.shape[1]), source, block[..., source].to(like)))
+    return blocks
 
 
 class FusedTransformer(nn.Module):
@@ -211,9 +266,14 @@ class FusedTransformer(nn.Module):
         return self.get_buffer(name), self.get_buffer(f"{name}_bias")
 
 
+def _planes(images: Tensor) -> Tensor:
+    """(N, H, W, C) as convolutions take it."""
+    return images.permute(0, 3, 1, 2)
+
+
 def _pieces(count: int, one: Tensor) -> Iterator[slice]:
     """Slices of `count` items, each a few of the size of `one`."""
-    limit = PIECE if one.device.type == "cpu" else PIECE_ON_DEVICE
+    limit = PIECE * torch.get_num_threads() if one.device.type == "cpu" else PIECE_ON_DEVICE
     step = max(1, limit // (one.numel() * one.element_size()))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

@@ -124,7 +124,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None, query: Query) -> Tensor:
         """(N, D, H, W, C), weight (N, H', W') at the size of the output → (N, D, H', W', C')."""
-        y = doubled(x) if self.scale > 1 else x
+        y = resized(x, 2 * x.shape[2], 2 * x.shape[3]) if self.scale > 1 else x
         y = self.conv(y) if isinstance(self.conv, S3Conv) else over_both(y, self.conv.weight, self.stride)
         y = self.bn(y.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         z: Tensor = self.attn(y, weight, query)
@@ -170,11 +170,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.permute(0, 2, 3, 1).contiguous().view(*x.shape[:4], -1)
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Twice the height and width, linear from corner to corner: (N, D, H, W, C) → (N, D, 2H, 2W, C)."""
+def resized(x: Tensor, height: int, width: int) -> Tensor:
+    """Linear interpolation from corner to corner: (N, D, H, W, C) → (N, D, height, width, C)."""
     images = x.flatten(0, 1).permute(0, 3, 1, 2)
-    y = functional.interpolate(images, scale_factor=2, mode="bilinear", align_corners=True)
-    return y.permute(0, 2, 3, 1).contiguous().view(*x.shape[:2], *y.shape[2:], -1)
+    y = functional.interpolate(images, size=(height, width), mode="bilinear", align_corners=True)
+    return y.permute(0, 2, 3, 1).contiguous().view(*x.shape[:2], height, width, -1)
 
 
 def spatial_means(x: Tensor, weight: Tensor | None) -> Tensor:
