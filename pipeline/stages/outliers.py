@@ -10,7 +10,7 @@ outlier as a whole. (For mixed noise in a subspace see also Zhuang and Ng, "Hype
 l1-norm-based subspace representation", IEEE JSTARS 13, 2020.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,29 +46,31 @@ _REPEATED_RATIO = 5
 
 _COLUMN_SIGMA = 4.5
 _COLUMN_SPREADS = 5.0
-"""A column is out whose mean residual is so many of its standard errors from 0, and so many times the spread of the
-columns' own from their median: the fit is never exact."""
+"""A column is out whose residuals lie to one side so many standard errors more often than to the other, and so many
+times the spread of the columns from their median: a fit is never exact. Signs, since a few rare pixels move a mean."""
 
 _EM_STEPS = 40
 _FIRST_SHARE = 0.02
 _NEAREST, _FARTHEST = 1.0, 8.0
 """In standard deviations: what is nearer to the reference is no outlier, what is farther is one."""
 
-RIDGE = 1e-2
-"""Prior of the last fit: see `Subspace.project`."""
+_STANDS_OUT = np.float32(1.5)
+"""What differs from the median residual of the neighbouring bands by less than so many times it is of their kind."""
 
-# fmt: off
-_SORT_OF_SEVEN = ((0, 6), (2, 3), (4, 5), (0, 2), (1, 4), (3, 6), (0, 1), (2, 5),
-                  (3, 4), (1, 2), (4, 6), (2, 3), (4, 5), (1, 2), (3, 4), (5, 6))
-# fmt: on
-"""Pairs to put in order one after the other; then seven rows stand in order."""
+RIDGE = 1e-2
+"""Prior of the fits: see `Subspace.project`. That of the scene would take rare materials for chance."""
+
+_SORT_OF_SIX = ((0, 5), (1, 3), (2, 4), (1, 2), (3, 4), (0, 3), (2, 5), (0, 1), (2, 3), (4, 5), (1, 2), (3, 4))
+"""Pairs to put in order one after the other; then six rows stand in order."""
 
 
 def measure_outliers(block: Block, stats: Stats, number: int) -> Stats:
     """Sums over the core of a block in pass `number`."""
     if number == 0:
         return _repetitions(block)
-    return _residuals(block, stats) if number % 2 else _sums_without_outliers(block, stats)
+    if number % 2:
+        return _residuals(block, stats)
+    return _sums_without_outliers(block, stats, _of_pairs if number == 2 else _of_completed)
 
 
 def settle_outliers(sums: Stats, stats: Stats, number: int, spec: SceneSpec, rank: Rank) -> Stats:
@@ -85,7 +87,9 @@ def settle_outliers(sums: Stats, stats: Stats, number: int, spec: SceneSpec, ran
         return {"repetitions": sums["repetitions"], "range": np.maximum(spread, np.finfo(np.float32).tiny)}
     turn = number // 2
     if number % 2 == 0:
-        return {**stats, **_settled_space(sums, stats, turn, spec, rank)}
+        columns = {f"columns{turn}": _columns_out(sums)}
+        space = _coarse_space(sums, stats) if turn == 1 else _full_space(sums, stats, spec, rank)
+        return {**stats, **columns, **{f"{key}{turn}": part for key, part in space.items()}}
     floor = _packing_noise(spec)
     noise, limit = _noise_and_limit(sums["residuals"], float(stats["range"][0]), floor)
     settled = {**stats, f"noise{turn}": noise, f"limit{turn}": limit}
@@ -131,13 +135,27 @@ class Outliers:
                 if f"basis{turn}" not in self.stats:
                     break
                 may = may & ~self.stats[f"columns{turn}"][:, columns]
-                reference = self._space(turn).fit(spectra, counts)
+                reference = self._space(turn).fit(spectra, counts, RIDGE)
                 counts = may
             if f"limit{turn}" not in self.stats:
                 break
-            with np.errstate(invalid="ignore"):
-                counts = may & (np.abs(spectra - reference) <= self.stats[f"limit{turn}"][:, None])
+            counts = may & ~self._struck(spectra - reference, may, turn)
         return reference, may, counts
+
+    def _struck(self, residual: FloatSpectra, may: BoolArray, turn: int) -> BoolArray:
+        """Residuals that are too large for noise, and after a fit also stand out from those of the neighbouring bands.
+
+        What neighbouring bands share is a material that the fit does not know yet, and must not be lost.
+        """
+        limit = self.stats[f"limit{turn}"].astype(np.float32)[:, None]
+        with np.errstate(invalid="ignore"):
+            struck = ~(np.abs(residual) <= limit)
+        if turn:
+            some = np.flatnonzero((struck & may).any(axis=0))
+            residual, may = residual[:, some], may[:, some]
+            shared = median_of_neighbours(residual, may)
+            struck[:, some] &= np.abs(residual - shared) > np.maximum(limit, _STANDS_OUT * np.abs(shared))
+        return struck
 
     def _space(self, turn: int) -> Subspace:
         return Subspace(*(self.stats[f"{key}{turn}"] for key in _SUBSPACE[:4]))
@@ -208,43 +226,58 @@ def _residuals(block: Block, stats: Stats) -> Stats:
     return {"residuals": value_histograms(parts)}
 
 
-def _sums_without_outliers(block: Block, stats: Stats) -> Stats:
-    """Sums over spectra whose outliers have given way to the reference, and the residuals of the others by column."""
+def _sums_without_outliers(block: Block, stats: Stats, products: "_Products") -> Stats:
+    """Products of the spectra without outliers, and how many more residuals of a column are above 0 than below."""
     size, width = int(block.bands.good.sum()), block.spec.shape[1]
-    count, missing = np.zeros((), np.int64), np.zeros(size, np.int64)
-    total, products = np.zeros(size), np.zeros((size, size))
-    column_sum, column_count = np.zeros((size, width)), np.zeros((size, width), np.int64)
+    above, counted = np.zeros((2, size, width), np.int64)
     inside = slice(block.core.col, block.core.col + block.core.width)
+    sums: Stats = products(np.zeros((size, 0)), np.zeros((size, 0)), np.zeros((size, 0), bool))
     for spectra, reference, _, counts in _looked_at(block, stats):
         some = counts.any(axis=0)
-        whole = np.where(counts, spectra, _without_gaps(reference))[:, some].astype(np.float64)
-        count += whole.shape[1]
-        missing += np.count_nonzero(~counts[:, some], axis=1)
-        total += whole.sum(axis=1)
-        products += whole @ whole.T
-        residual = np.where(counts, spectra - reference, np.float32(0)).astype(np.float64)
-        column_sum[:, inside] += residual.reshape(size, -1, block.core.width).sum(axis=1)
-        column_count[:, inside] += counts.reshape(size, -1, block.core.width).sum(axis=1)
-    sums = {"count": count, "missing": missing, "total": total, "products": products}
-    return {**sums, "column_sum": column_sum, "column_count": column_count}
+        part = products(spectra[:, some].astype(np.float64), reference[:, some], counts[:, some])
+        sums = {key: sums[key] + part[key] for key in sums}
+        sides = np.where(counts, np.sign(spectra - reference), 0).astype(np.int64)
+        above[:, inside] += sides.reshape(size, -1, block.core.width).sum(axis=1)
+        counted[:, inside] += counts.reshape(size, -1, block.core.width).sum(axis=1)
+    return {**sums, "column_above": above, "column_count": counted}
 
 
-def _without_gaps(spectra: FloatSpectra) -> FloatSpectra:
-    """Spectra with the band before in place of a missing one, and at the beginning the first that is there."""
-    missing = np.isnan(spectra)
-    if not missing.any():
-        return spectra
-    bands = np.arange(len(spectra))[:, None]
-    last = np.maximum.accumulate(np.where(missing, -1, bands), axis=0)
-    first = np.argmin(missing, axis=0)
-    return np.take_along_axis(spectra, np.where(last < 0, first, last), axis=0)
+_Products = Callable[[FloatArray, npt.NDArray[np.floating], BoolArray], Stats]
 
 
-def _settled_space(sums: Stats, stats: Stats, after: int, spec: SceneSpec, rank: Rank) -> Stats:
-    """The subspace of turn `after`, and the columns that are out from then on.
+def _of_pairs(spectra: FloatArray, _: npt.NDArray[np.floating], counts: BoolArray) -> Stats:
+    """Of every pair of bands, over the pixels where both count: number, products, and the sum of the first."""
+    ones, values = counts.astype(np.float64), np.where(counts, spectra, 0)
+    return {"pairs": ones @ ones.T, "products": values @ values.T, "firsts": values @ ones.T}
 
-    What has given way to a reference has none of its band's noise, so that much is added to the covariance: the
-    expected sums of a factor analysis with missing values (Dempster, Laird and Rubin, 1977).
+
+def _of_completed(spectra: FloatArray, reference: npt.NDArray[np.floating], counts: BoolArray) -> Stats:
+    """Of spectra whose outliers have given way to the reference, and how many of each band have."""
+    whole = np.where(counts, spectra, reference)
+    return {
+        "count": np.int64(whole.shape[1]),
+        "missing": np.count_nonzero(~counts, axis=1),
+        "total": whole.sum(axis=1),
+        "products": whole @ whole.T,
+    }
+
+
+def _coarse_space(sums: Stats, stats: Stats) -> Stats:
+    """The strongest components of what is no outlier beside the median of its neighbours."""
+    pairs = np.maximum(sums["pairs"], 1)
+    covariance = (sums["products"] - sums["firsts"] * sums["firsts"].T / pairs) / pairs
+    noise = stats["noise0"]
+    variance, basis = np.linalg.eigh(covariance / np.outer(noise, noise))
+    strongest = slice(None, -1 - min(_COARSE_RANK, noise.size), -1)
+    mean = np.diag(sums["firsts"]) / np.diag(pairs)
+    return {"mean": mean, "sigma": noise, "basis": basis[:, strongest], "variance": np.maximum(variance[strongest], 1)}
+
+
+def _full_space(sums: Stats, stats: Stats, spec: SceneSpec, rank: Rank) -> Stats:
+    """All components that rise above noise.
+
+    What has given way to a fit has none of its band's noise, so that much is added to the covariance: the expected
+    sums of a factor analysis with missing values (Dempster, Laird and Rubin, 1977).
     """
     count, size = int(sums["count"]), int(spec.bands.good.sum())
     if count < 2 * size:
@@ -252,23 +285,20 @@ def _settled_space(sums: Stats, stats: Stats, after: int, spec: SceneSpec, rank:
             f"{spec.scene_id}, denoise: {count} pixels take part, at least {2 * size} are needed to tell outliers "
             f"from noise in {size} bands; check the mask, or set outliers to false"
         )
-    noise = stats[f"noise{after - 1}"]
-    products = sums["products"] + np.diag(sums["missing"] * noise**2)
-    wanted = min(_COARSE_RANK, size) if after < _TURNS - 1 else rank
-    signal, rest = estimate_subspace(sums["total"], products, count, _packing_noise(spec), wanted)
+    products = sums["products"] + np.diag(sums["missing"] * stats["noise1"] ** 2)
+    signal, rest = estimate_subspace(sums["total"], products, count, _packing_noise(spec), rank)
     share = 1 - sums["missing"] / count
     inner = (signal.basis * share[:, None]).T @ signal.basis + RIDGE * np.eye(signal.basis.shape[1])
     inflation = np.sqrt(np.maximum(np.diag(np.linalg.inv(inner)), 1))
     parts = (signal.mean, signal.sigma, signal.basis, signal.variance, rest.basis, rest.variance, inflation)
-    named = {f"{key}{after}": part for key, part in zip(_SUBSPACE, parts, strict=True)}
-    return {**named, f"columns{after}": _columns_out(sums["column_sum"], sums["column_count"], noise)}
+    return dict(zip(_SUBSPACE, parts, strict=True))
 
 
-def _columns_out(total: FloatArray, count: IntArray, noise: FloatArray) -> BoolArray:
-    """Columns `(B, x)` whose residuals have a mean that neither chance nor a fit's errors give."""
+def _columns_out(sums: Stats) -> BoolArray:
+    """Columns `(B, x)` whose residuals lie to one side more often than chance or a fit's errors give (sign test)."""
+    count = sums["column_count"]
     seen = count > 0
-    score = np.abs(total) / np.sqrt(np.maximum(count, 1)) / noise[:, None]
-    score[~seen] = np.nan
+    score = np.abs(sums["column_above"]) / np.sqrt(np.maximum(count, 1))
     out = np.zeros(seen.shape, bool)
     for row, scores, where in zip(out, score, seen, strict=True):
         if where.any():
@@ -317,13 +347,10 @@ def _folded(histograms: IntArray) -> IntArray:
 
 
 def median_of_neighbours(spectra: FloatSpectra, seen: BoolArray) -> FloatSpectra:
-    """Median of each value and the three bands on either side, of those that are seen; NaN where none is.
-
-    At the ends of the spectrum the bands are mirrored.
-    """
-    padded = np.pad(np.where(seen, spectra, np.float32(np.inf)), ((3, 3), (0, 0)), mode="reflect")
-    rows = [padded[start : start + len(spectra)] for start in range(7)]
-    for low, high in _SORT_OF_SEVEN:
+    """Median of the three bands on either side of each, of those that are seen; NaN where none is."""
+    padded = np.pad(np.where(seen, spectra, np.float32(np.inf)), ((3, 3), (0, 0)), constant_values=np.inf)
+    rows = [padded[start : start + len(spectra)] for start in (0, 1, 2, 4, 5, 6)]
+    for low, high in _SORT_OF_SIX:
         rows[low], rows[high] = np.minimum(rows[low], rows[high]), np.maximum(rows[low], rows[high])
     count = sum(np.isfinite(row).astype(np.int8) for row in rows)
     ordered = np.stack(rows)

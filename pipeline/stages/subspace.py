@@ -82,9 +82,9 @@ class Subspace:
         whitened = np.where(observed, self.whiten(np.where(observed, spectra, 0.0)), 0.0)
         return self._posterior(exact_product(self.basis.T, whitened), observed, ridge)
 
-    def fit(self, spectra: npt.NDArray[np.floating], observed: BoolArray) -> FloatSpectra:
-        """The spectra `(B, pixel)` that the subspace expects from the values that were observed."""
-        return self.restore(self.project(spectra, observed))
+    def fit(self, spectra: npt.NDArray[np.floating], observed: BoolArray, ridge: float | None = None) -> FloatSpectra:
+        """The spectra `(B, pixel)` that the subspace expects from the values that were observed (see `project`)."""
+        return self.restore(self.project(spectra, observed, ridge))
 
     def restore(self, coefficients: npt.NDArray[np.floating]) -> FloatSpectra:
         """Spectra `(B, pixel)` of coefficients `(K, pixel)`."""

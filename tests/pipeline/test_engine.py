@@ -36,7 +36,7 @@ def scene(make_scene) -> xr.Dataset:
     return make_scene(height=400, width=290, bands=16)
 
 
-METHODS = ["denoise by a network"]
+METHODS = ["denoise by a network", "denoise without outliers"]
 """Further ways of a stage that are carried out in a way of their own."""
 
 
@@ -49,6 +49,7 @@ def examples(scene, save_toy, tmp_path) -> dict[str, list]:
         "mask": [stage_class("mask")(dilate=2)],
         "destripe": [mask, stage_class("destripe")()],
         "denoise": [mask, stage_class("denoise")()],
+        "denoise without outliers": [mask, stage_class("denoise")(outliers=True)],
         "denoise by a network": [
             mask,
             stage_class("denoise")(method="network", model=toy.model, weights=toy.weights, uncertainty=True),
