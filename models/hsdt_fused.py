@@ -205,7 +205,8 @@ def _row_doubling(height: int, like: Tensor) -> list[tuple[slice, slice, Tensor]
     Each is a slice of doubled rows, the slice of rows that they depend on, and for each row of a kernel the shares of
     the second in the first, (3, rows, rows).
     """
-    doubling = resized(torch.eye(height)[None, None, :, :, None], 2 * height, height)[0, 0, :, :, 0]
+    single = torch.eye(height, dtype=torch.promote_types(like.dtype, torch.float32))
+    doubling = resized(single[None, None, :, :, None], 2 * height, height)[0, 0, :, :, 0]
     padded = functional.pad(doubling, (0, 0, 1, 1))
     shares = torch.stack([padded[row : row + 2 * height] for row in range(3)])
     blocks = []
