@@ -38,7 +38,7 @@ class FusedBlock(nn.Module):
         factor, shift = _normalisation(block)
         self.conv: FusedS3Conv | FusedDown | FusedUp
         if isinstance(block.conv, S3Conv):
-            signs = torch.where(factor < 0, -1.0, 1.0)
+            signs = torch.ones_like(factor).copysign(factor)
             self.conv = FusedS3Conv(block.conv, factor.abs(), shift * signs)
         else:
             signs = torch.ones_like(factor)

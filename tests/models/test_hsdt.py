@@ -210,6 +210,17 @@ def test_fused_kernels_are_the_plain_functions():
     torch.testing.assert_close(total, factor + plain, **close)
 
 
+def test_half_precision_is_near():
+    network, x = network_of("hsdt_s"), scene()
+    with torch.inference_mode():
+        expected = network(x)
+        halves = network.to(torch.bfloat16)
+        for form in (halves, halves.for_inference()):
+            found = form(x.bfloat16())
+            assert found.dtype == torch.bfloat16
+            assert (found - expected).square().mean() < 1e-3 * expected.square().mean()
+
+
 def test_second_channel_is_read_and_not_added():
     network = network_of("hsdt_s", in_channels=2)
     assert model_card("hsdt_s", in_channels=2).sigma_input
