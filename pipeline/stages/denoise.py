@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy.typing as npt
@@ -98,8 +99,9 @@ class Denoise(Stage):
     def _method(self) -> _Method:
         return self._network or SubspaceMethod(self.rank, self.strength, self.outliers)
 
-    @property
+    @cached_property
     def _network(self) -> NetworkMethod | None:
+        """The network with its card, read once: a stage stands for the weights that it found first."""
         if self.method != "network" or self.model is None:
             return None
         from .denoise_network import network_method  # its libraries are not for those who denoise without

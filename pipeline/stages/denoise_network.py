@@ -8,7 +8,6 @@ how sure it is.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,20 +66,14 @@ def network_method(
     from .band_windows import BandWindows
     from .eigenimages import EigenImages
 
-    transform = {"bands": BandWindows, "eigenimages": EigenImages}[_card(model, weights).transform]
-    return transform(model, weights, precision, rank, strength, outliers, uncertainty)
-
-
-@lru_cache(maxsize=8)
-def _card(model: str, weights: str | None) -> Card:
-    """The card of a model, read and hashed once a process: it is asked for with every block."""
     card = model_card(model, weights)
     if not card.sha256:
         raise ModelError(
             f"model {model!r} has no weights, so it would give noise; name weights that are shipped (`cubeloom models "
             "list`), or a file with `weights`"
         )
-    return card
+    transform = {"bands": BandWindows, "eigenimages": EigenImages}[card.transform]
+    return transform(model, weights, card, precision, rank, strength, outliers, uncertainty)
 
 
 @dataclass(frozen=True)
@@ -89,6 +82,7 @@ class NetworkMethod(ABC):
 
     model: str
     weights: str | None
+    card: Card
     precision: "Precision"
     rank: Rank
     strength: float
@@ -101,11 +95,6 @@ class NetworkMethod(ABC):
     def passes(self) -> int:
         """Over the scene, before the network."""
         return 1
-
-    @cached_property
-    def card(self) -> Card:
-        """What the network expects."""
-        return _card(self.model, self.weights)
 
     @property
     def handle(self) -> "ModelHandle":
