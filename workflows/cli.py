@@ -141,15 +141,20 @@ def ingest(
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
     out: Path,
-    method: Annotated[str, typer.Option(help="How: subspace needs no training.")] = "subspace",
+    method: Annotated[str | None, typer.Option(help="How: subspace needs no training; network needs a model.")] = None,
+    model: Annotated[str | None, typer.Option(help="The network, see `cubeloom models list`.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file, or hf:owner/repo/file@sha256.")] = None,
+    strength: Annotated[float, typer.Option(help="1: what is most likely noise.")] = 1.0,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how sure the network is.")] = False,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
     """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
-    steps = ("mask", "destripe", {"denoise": {"method": method}})
-    _single(source, out, steps, detector, overwrite, workers, memory)
+    chosen = {"method": method or ("network" if model else "subspace"), "model": model, "weights": weights}
+    step = {"denoise": {**chosen, "strength": strength, "uncertainty": uncertainty}}
+    _single(source, out, ("mask", "destripe", step), detector, overwrite, workers, memory)
 
 
 @app.command()

@@ -61,6 +61,22 @@ def test_the_ladder_is_no_part_of_a_products_identity(network_workflow, small, t
     np.testing.assert_allclose(first.denoised, second.denoised, atol=1.1e-4, equal_nan=True)
 
 
+def test_a_network_is_named_on_the_command_line(cli, save_toy, small, tmp_path):
+    saved = save_toy(bands=5, tile=64)
+    source, out = small.items[0].product_path, tmp_path / "out.zarr"
+    ended = cli("denoise", source, out, "--model", saved.model, "--weights", saved.weights, "--uncertainty")
+    assert ended.code == 0, ended.err
+    product = cubeloom.open_scene(out)
+    assert "network toy" in product.attrs["history"]
+    assert float(product.uncertainty.max()) > 0
+    ended = cli("denoise", source, tmp_path / "no.zarr", "--method", "network")
+    assert ended.code == 2
+    assert "method network needs a model" in ended.err
+    ended = cli("denoise", source, tmp_path / "no.zarr", "--model", saved.model)
+    assert ended.code == 2
+    assert "has no weights" in ended.err
+
+
 def test_tiles_on_record_outlive_the_process_and_the_product(tmp_path):
     path = tmp_path / "ledger.sqlite"
     records = [TileRecord(0, 17, How("cuda", "bfloat16", 4, "cuda x8")), TileRecord(1, 2**32 - 1, How())]
