@@ -23,6 +23,9 @@ from .subspace import Rank
 REACH = wavelets.REACH + inpaint.REACH
 """Reach of the wavelets, and from there of the fill under the mask, px."""
 
+_LEAST_COMPLETE = 0.1
+"""Share of the pixels that must miss no band, where outliers are left out, for these to stand for all."""
+
 
 @dataclass(frozen=True)
 class SubspaceMethod:
@@ -65,7 +68,7 @@ class SubspaceMethod:
         signal = self._signal
         if number < signal.count:
             return signal.settle(sums, stats, number, spec)
-        spread = _noise_spread(sums["energy"], stats["noise_variance"])
+        spread = _noise_spread(sums["energy"], stats["noise_variance"], sums["counts"].sum(axis=-1)[0])
         lower = np.zeros(sums["counts"].shape[:-1])
         upper = np.zeros_like(lower)
         for at in np.ndindex(lower.shape):
@@ -124,13 +127,18 @@ def _counted(
     return _around(image, known, block.window, block.core), wavelets.Counted(block.inner(counted))
 
 
-def _noise_spread(energy: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _noise_spread(
+    energy: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], known: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """Standard deviation of noise by level and orientation, in units of white noise's, `(LEVELS, ORIENTATIONS)`.
 
-    Taken over directions without signal, each scaled to variance 1: there it is only the spread that counts.
+    Taken over directions without signal, each scaled to variance 1: there it is only the spread that counts. That of
+    white noise where too few coefficients, of the `known` ones, come from pixels that miss no band.
     """
     if not variance.size:
         return np.ones((wavelets.LEVELS, wavelets.ORIENTATIONS))
     scale = 1 / np.maximum(variance, 0.1)
-    sums = np.tensordot(scale, energy[..., 0], 1), energy[..., 1].sum(axis=0)
-    return np.asarray(np.sqrt(np.divide(*sums, out=np.ones_like(sums[0]), where=sums[1] > 0)))
+    complete = energy[..., 1].sum(axis=0)
+    enough = (complete > 0) & (complete >= _LEAST_COMPLETE * known * len(energy))
+    total = np.tensordot(scale, energy[..., 0], 1)
+    return np.asarray(np.sqrt(np.divide(total, complete, out=np.ones_like(total), where=enough)))
