@@ -18,6 +18,7 @@ from cubeloom.pipeline.scene import BoolArray, SceneSpec
 from . import inpaint, wavelets
 from .base import Stats
 from .components import SignalPasses, components, noise_of, project, require_bands, restored
+from .outliers import Outliers
 from .subspace import Rank
 
 REACH = wavelets.REACH + inpaint.REACH
@@ -113,7 +114,7 @@ def _wavelet_counts(block: Block, stats: Stats) -> Stats:
     """Histograms of the signal components' wavelet coefficients, and the energy of those of noise."""
     images, known, counted = components(block, stats)
     counts = np.stack([wavelets.histograms(*_counted(block, image, known, counted)) for image in images])
-    noise, known, complete = project(block, noise_of(stats))
+    noise, known, complete = project(block, noise_of(stats), Outliers.settled(block, stats))
     energy = np.zeros((len(noise), wavelets.LEVELS, wavelets.ORIENTATIONS, 2))
     for row, image in zip(energy, noise, strict=True):
         row[:] = wavelets.energies(*_counted(block, image, known, complete))
