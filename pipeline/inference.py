@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -187,13 +187,16 @@ def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: R
 
 @contextmanager
 def _arithmetic(handle: ModelHandle, rung: Rung) -> Iterator[None]:
-    """On a GPU alone, and in the type wanted: float32 is such, not the ten bits that convolutions take by default."""
+    """On a GPU alone, and in the type wanted: float32 is such, not the ten bits that convolutions take by default.
+
+    The layout is the network's own affair: its form for inference knows where `channels_last` pays.
+    """
     if rung.device == "cpu":
         yield
         return
-    dtype = getattr(torch, handle.precision)
     half = handle.precision != "float32"
-    with _GPU, torch.backends.cudnn.flags(enabled=True, allow_tf32=half), torch.autocast("cuda", dtype, enabled=half):
+    cast = torch.autocast("cuda", getattr(torch, handle.precision)) if half else nullcontext()
+    with _GPU, torch.backends.cudnn.flags(enabled=True, allow_tf32=half), cast:
         yield
 
 
@@ -217,7 +220,6 @@ def activation_bytes(handle: ModelHandle, channels: int, bands: int, multiple: i
         bands: bands of a sample.
         multiple: height and width of a sample are multiples of this.
     """
-    _compute_on_one_thread()
     side = -(-_PROBE // multiple) * multiple
     network = handle.load("cpu")
     with torch.inference_mode(), _LiveBytes() as live:
