@@ -155,10 +155,7 @@ def project(
             _, _, observed = outliers.look(spectra, observed, np.tile(columns, part.stop - part.start))
         some, every = observed.any(axis=0), observed.all(axis=0)
         coefficients = np.zeros((images.shape[0], some.size))
-        coefficients[:, every] = subspace.project(spectra[:, every])
-        gaps = some & ~every
-        if gaps.any():
-            coefficients[:, gaps] = subspace.project(spectra[:, gaps], observed[:, gaps], ridge)
+        coefficients[:, some] = subspace.project(spectra[:, some], observed[:, some], ridge)
         images[:, part] = coefficients.reshape(-1, part.stop - part.start, width)
         known[part], complete[part] = some.reshape(-1, width), every.reshape(-1, width)
     return images, known, complete

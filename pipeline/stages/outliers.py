@@ -60,6 +60,9 @@ _STANDS_OUT = np.float32(1.5)
 RIDGE = 1e-2
 """Prior of the fits: see `Subspace.project`. That of the scene would take rare materials for chance."""
 
+_PATTERNS = 256
+"""Patterns of missing bands that the growth of noise is averaged over."""
+
 _SORT_OF_SIX = ((0, 5), (1, 3), (2, 4), (1, 2), (3, 4), (0, 3), (2, 5), (0, 1), (2, 3), (4, 5), (1, 2), (3, 4))
 """Pairs to put in order one after the other; then six rows stand in order."""
 
@@ -287,11 +290,21 @@ def _full_space(sums: Stats, stats: Stats, spec: SceneSpec, rank: Rank) -> Stats
         )
     products = sums["products"] + np.diag(sums["missing"] * stats["noise1"] ** 2)
     signal, rest = estimate_subspace(sums["total"], products, count, _packing_noise(spec), rank)
-    share = 1 - sums["missing"] / count
-    inner = (signal.basis * share[:, None]).T @ signal.basis + RIDGE * np.eye(signal.basis.shape[1])
-    inflation = np.sqrt(np.maximum(np.diag(np.linalg.inv(inner)), 1))
+    inflation = _inflation(signal, 1 - sums["missing"] / count)
     parts = (signal.mean, signal.sigma, signal.basis, signal.variance, rest.basis, rest.variance, inflation)
     return dict(zip(_SUBSPACE, parts, strict=True))
+
+
+def _inflation(signal: Subspace, share: FloatArray) -> FloatArray:
+    """By how much the standard deviation of each component's noise grows where bands count in `share` of the pixels.
+
+    The mean over patterns of missing bands that are drawn as if they were independent.
+    """
+    counts = np.random.default_rng(0).random((_PATTERNS, share.size)) < share
+    inner = np.einsum("pb,bk,bl->pkl", counts.astype(float), signal.basis, signal.basis, optimize=True)
+    inner += RIDGE * np.eye(signal.basis.shape[1])
+    variance = np.linalg.inv(inner).diagonal(axis1=1, axis2=2).mean(axis=0)
+    return np.asarray(np.sqrt(np.maximum(variance, 1)))
 
 
 def _columns_out(sums: Stats) -> BoolArray:

@@ -80,7 +80,11 @@ class Subspace:
         if observed is None:
             return exact_product(self.basis.T, self.whiten(spectra))
         whitened = np.where(observed, self.whiten(np.where(observed, spectra, 0.0)), 0.0)
-        return self._posterior(exact_product(self.basis.T, whitened), observed, ridge)
+        coefficients = exact_product(self.basis.T, whitened)
+        gaps = np.flatnonzero(~observed.all(axis=0))
+        if gaps.size:
+            coefficients[:, gaps] = self._posterior(coefficients[:, gaps], observed[:, gaps], ridge)
+        return coefficients
 
     def fit(self, spectra: npt.NDArray[np.floating], observed: BoolArray, ridge: float | None = None) -> FloatSpectra:
         """The spectra `(B, pixel)` that the subspace expects from the values that were observed (see `project`)."""
