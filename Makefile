@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,train]"
 	touch $(STAMP)
 
-demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four others from delivery to published product
+demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four others from delivery to published product, and compare the denoisers
 	$(BIN)/cubeloom simulate $(OUT)/demo/training --count 8 --size 192x192 --seed 100
 	$(BIN)/cubeloom train $(OUT)/demo/training/train.yaml --out $(OUT)/demo/landcover.skops
 	$(BIN)/cubeloom simulate $(OUT)/demo/deliveries --count 4 --size 400x400 --seed 1 --container zip
@@ -21,10 +21,13 @@ demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four o
 	$(BIN)/cubeloom run enmap_l2a --catalog $(OUT)/demo/catalog --out $(OUT)/demo/products \
 		--set classify.model=$(OUT)/demo/landcover.skops
 	$(BIN)/cubeloom validate $(OUT)/demo/products
+	$(BIN)/cubeloom evaluate denoise "$$(ls -d $(OUT)/demo/training/*-TRUTH | head -n 1)/CLEAN.TIF#scale=0.0001" \
+		--methods noisy,subspace+outliers,network:hsdt_s.enmap+outliers --noises enmap,mixture --out $(OUT)/demo/denoisers
 	@echo
 	@echo "Products (Zarr):  $(OUT)/demo/products/scenes/*/*.zarr"
 	@echo "Their pictures:   $(OUT)/demo/products/scenes/*/*.quicklooks/"
 	@echo "STAC catalog:     $(OUT)/demo/products/catalog.json"
+	@echo "Both denoisers:   $(OUT)/demo/denoisers/figure.png"
 	@echo "Report:           $$(ls -d $(OUT)/demo/products/runs/*/report.html | tail -n 1)"
 
 test: $(STAMP)

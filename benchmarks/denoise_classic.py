@@ -108,7 +108,7 @@ def ours(noisy: Cube) -> Cube:
         subject="reflectance",
     )
     scene = scene_from(spec, {"reflectance": noisy})
-    return np.asarray(lift(Denoise())(scene)["denoised"].values)
+    return np.asarray(lift(Denoise(method="subspace"))(scene)["denoised"].values)
 
 
 def wavelets_by_band(noisy: Cube, sigma: npt.NDArray[np.float64]) -> Cube:

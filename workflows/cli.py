@@ -141,10 +141,11 @@ def ingest(
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
     out: Path,
-    method: Annotated[str | None, typer.Option(help="How: subspace needs no training; network needs a model.")] = None,
-    model: Annotated[str | None, typer.Option(help="The network, see `cubeloom models list`.")] = None,
+    method: Annotated[str | None, typer.Option(help="network, or subspace, which needs no trained one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another network, see `cubeloom models list`.")] = None,
     weights: Annotated[str | None, typer.Option(help="A file, or hf:owner/repo/file@sha256.")] = None,
     strength: Annotated[float, typer.Option(help="1: what is most likely noise.")] = 1.0,
+    outliers: Annotated[bool, typer.Option("--outliers", help="Tell struck values and stripes from noise.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how sure the network is.")] = False,
     detector: Detector = None,
     overwrite: Overwrite = False,
@@ -152,7 +153,7 @@ def denoise(
     memory: Memory = "4GB",
 ) -> None:
     """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
-    chosen = {"method": method or ("network" if model else "subspace"), "model": model, "weights": weights}
+    chosen = {"model": model, "weights": weights, "outliers": outliers, **({"method": method} if method else {})}
     step = {"denoise": {**chosen, "strength": strength, "uncertainty": uncertainty}}
     _single(source, out, ("mask", "destripe", step), detector, overwrite, workers, memory)
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from .denoise_network import NetworkMethod
 
+SHIPPED = "hsdt_s.enmap"
+"""The network of the default: on real cubes that no training saw it is the better of the two methods."""
+
 NETWORK_ONLY = ("model", "weights", "precision", "uncertainty")
 """Parameters that say nothing of the method `subspace`, nor of its products."""
 
@@ -68,7 +71,8 @@ class Denoise(Stage):
             is blended with its input, from 0, which leaves the spectra as they are, to 1.
         outliers: tell dead, saturated and struck values, dead columns and stripes from noise, in five more passes, and
             estimate them from the pixel's other bands. Not for a network that sees the bands themselves.
-        model: name of the network, such as `hsdt_s`, or with the tag of weights that are shipped.
+        model: name of the network, such as `hsdt_s`, or with the tag of weights that are shipped; by default
+            `hsdt_s.enmap`.
         weights: file or `hf:owner/repo/file@sha256` with weights for it; by default those of the tag.
         precision: type of the network's arithmetic on a GPU; a CPU always takes float32.
         uncertainty: also give the standard deviation of what the network makes of the eight ways to turn and flip
@@ -77,7 +81,7 @@ class Denoise(Stage):
 
     work_cubes = 1.2
 
-    method: Literal["subspace", "network"] = "subspace"
+    method: Literal["subspace", "network"] = "network"
     rank: Rank = "auto"
     strength: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False)
     outliers: bool = False
@@ -88,8 +92,6 @@ class Denoise(Stage):
 
     @model_validator(mode="after")
     def _parameters_suit_the_method(self) -> Self:
-        if self.method == "network" and self.model is None:
-            raise ValueError("method network needs a model; `cubeloom models list` shows them")
         given = [name for name in NETWORK_ONLY if getattr(self, name) != type(self).model_fields[name].default]
         if self.method != "network" and given:
             raise ValueError(f"{', '.join(given)} belong to method network, and method is {self.method}")
@@ -102,12 +104,12 @@ class Denoise(Stage):
     @cached_property
     def _network(self) -> NetworkMethod | None:
         """The network with its card, read once: a stage stands for the weights that it found first."""
-        if self.method != "network" or self.model is None:
+        if self.method != "network":
             return None
         from .denoise_network import network_method  # its libraries are not for those who denoise without
 
         return network_method(
-            self.model,
+            self.model or SHIPPED,
             self.weights,
             self.precision,
             self.rank,

@@ -73,7 +73,7 @@ def noisy(make_scene):
 def test_noise_falls_and_spectra_keep_their_shape(noisy):
     scene, clean, sigma = noisy
     good = scene["good"].values
-    made, (stats,) = process(scene, Denoise())
+    made, (stats,) = process(scene, Denoise(method="subspace"))
     before, after = scene["reflectance"].values[good], made["denoised"][good]
     gain = metrics.psnr(clean[good], after, 1.0) - metrics.psnr(clean[good], before, 1.0)
     assert gain > 10
@@ -95,29 +95,29 @@ def test_a_scene_without_noise_stays_as_it_is(noisy):
     scene, clean, _ = noisy
     scene["reflectance"].values[:] = clean
     good = scene["good"].values
-    made, _ = process(scene, Denoise())
+    made, _ = process(scene, Denoise(method="subspace"))
     assert np.abs(made["denoised"][good] - clean[good]).max() < 2e-3
 
 
 def test_block_size_does_not_show(make_scene):
     scene = make_scene(height=300, width=280, bands=12)
     scene["reflectance"].values[2:5, 100:103, 60:200] = np.nan
-    expected, _ = process(scene, Mask(), Denoise())
+    expected, _ = process(scene, Mask(), Denoise(method="subspace"))
     for size in (300, 128, 71):
-        made, _ = process(scene, Mask(), Denoise(), size=size)
+        made, _ = process(scene, Mask(), Denoise(method="subspace"), size=size)
         np.testing.assert_array_equal(made["denoised"], expected["denoised"])
 
 
 def test_masked_numbers_do_not_show(make_scene):
     scene = make_scene(height=300, width=120, bands=12)
     scene["quality"].values[60:90, 30:90] = QUALITY_FLAGS["cloud"]
-    expected, _ = process(scene, Mask(), Denoise())
+    expected, _ = process(scene, Mask(), Denoise(method="subspace"))
     masked = ~expected["valid"]
     assert np.isnan(expected["denoised"][:, masked]).all()
     assert np.isfinite(expected["denoised"][scene["good"].values][:, ~masked]).all()
     for junk in (np.nan, np.inf, -32768.0, 1e30):
         scene["reflectance"].values[:, masked] = junk
-        made, _ = process(scene, Mask(), Denoise())
+        made, _ = process(scene, Mask(), Denoise(method="subspace"))
         np.testing.assert_array_equal(made["denoised"], expected["denoised"])
 
 
@@ -129,7 +129,7 @@ def test_missing_bands_come_from_the_others(noisy):
     cube = scene["reflectance"].values.copy()
     cube[holes] = 9.0
     damaged = scene_from(with_defects, {"reflectance": cube, "quality": scene["quality"].values, "defect": holes})
-    made, _ = process(damaged, Denoise())
+    made, _ = process(damaged, Denoise(method="subspace"))
     at = holes & scene["good"].values[:, None, None]
     error = np.sqrt(np.mean((made["denoised"][at] - clean[at]) ** 2))
     assert error < 0.5 * sigma.mean()
@@ -138,7 +138,7 @@ def test_missing_bands_come_from_the_others(noisy):
     unmarked = {**again, "defect": np.zeros_like(holes)}
     for arrays in (again, unmarked):
         np.testing.assert_array_equal(
-            process(scene_from(with_defects, arrays), Denoise())[0]["denoised"], made["denoised"]
+            process(scene_from(with_defects, arrays), Denoise(method="subspace"))[0]["denoised"], made["denoised"]
         )
 
 
@@ -163,7 +163,7 @@ def test_a_real_scene_keeps_its_features(shared_data):
         pytest.skip(f"no EnMAP product in {shared_data / 'enmap_potsdam_product'}")
     scene = to_scene(open_source(products[0])).compute()
     good, wavelength = scene["good"].values, scene["wavelength"].values
-    made, (_, stats) = process(scene, Mask(), Denoise())
+    made, (_, stats) = process(scene, Mask(), Denoise(method="subspace"))
     before, after = made["reflectance"][good], made["denoised"][good]
     valid = made["valid"]
     np.testing.assert_array_equal(np.isfinite(after).all(axis=0), valid)
@@ -182,7 +182,7 @@ def test_too_few_complete_pixels_name_the_worst_band(make_scene):
     scene = make_scene(height=40, width=40, bands=12, background=5)
     scene["reflectance"].values[3].flat[20:] = np.nan
     with pytest.raises(InputError, match=r"band 4 .* has the fewest values"):
-        process(scene, Denoise())
+        process(scene, Denoise(method="subspace"))
     with pytest.raises(InputError, match="11 good bands and rank 12"):
         Denoise(rank=12).plan(spec_of(scene))
 

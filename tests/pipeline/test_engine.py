@@ -48,8 +48,8 @@ def examples(scene, save_toy, tmp_path) -> dict[str, list]:
     return {
         "mask": [stage_class("mask")(dilate=2)],
         "destripe": [mask, stage_class("destripe")()],
-        "denoise": [mask, stage_class("denoise")()],
-        "denoise without outliers": [mask, stage_class("denoise")(outliers=True)],
+        "denoise": [mask, stage_class("denoise")(method="subspace")],
+        "denoise without outliers": [mask, stage_class("denoise")(method="subspace", outliers=True)],
         "denoise by a network": [
             mask,
             stage_class("denoise")(method="network", model=toy.model, weights=toy.weights, uncertainty=True),
@@ -151,7 +151,7 @@ def test_a_run_goes_on_where_it_was_cut_off(scene, tmp_path, monkeypatch):
 
 
 def test_the_measurement_is_published_as_it_was_read(scene, tmp_path):
-    stages = [stage_class("mask")(), stage_class("destripe")(), stage_class("denoise")()]
+    stages = [stage_class("mask")(), stage_class("destripe")(), stage_class("denoise")(method="subspace")]
     run_to_store(Blocks(scene, (256, 256)), stages, tmp_path / "s.zarr")
     cubeloom.write_scene(scene, tmp_path / "plain.zarr")
     product = cubeloom.open_scene(tmp_path / "s.zarr")
@@ -162,12 +162,12 @@ def test_the_measurement_is_published_as_it_was_read(scene, tmp_path):
 
 def test_a_plan_above_the_budget_is_refused_with_its_arithmetic(scene):
     with pytest.raises(ConfigError, match=r"projected memory \d+ MiB = .* workers x .* budget is 300 MiB"):
-        make_plan(Blocks(scene, (512, 512)), [stage_class("denoise")()], workers=2, memory=300 * 2**20)
+        make_plan(Blocks(scene, (512, 512)), [stage_class("denoise")(method="subspace")], workers=2, memory=300 * 2**20)
 
 
 def test_blocks_shrink_to_the_budget(make_scene):
     scene = make_scene(height=600, width=600, bands=60)
-    stages = [stage_class("mask")(), stage_class("denoise")()]
+    stages = [stage_class("mask")(), stage_class("denoise")(method="subspace")]
     wide = make_plan(Blocks(scene, (512, 512)), stages, workers=2, memory=8 * 2**30)
     tight = make_plan(Blocks(scene, (512, 512)), stages, workers=2, memory=700 * 2**20)
     assert wide.block_shape == (512, 512)

@@ -69,9 +69,12 @@ def test_a_network_is_named_on_the_command_line(cli, save_toy, small, tmp_path):
     product = cubeloom.open_scene(out)
     assert "network toy" in product.attrs["history"]
     assert float(product.uncertainty.max()) > 0
-    ended = cli("denoise", source, tmp_path / "no.zarr", "--method", "network")
+    ended = cli("denoise", source, tmp_path / "default.zarr")
+    assert ended.code == 0, ended.err
+    assert "network hsdt_s.enmap" in cubeloom.open_scene(tmp_path / "default.zarr").attrs["history"]
+    ended = cli("denoise", source, tmp_path / "no.zarr", "--method", "subspace", "--model", saved.model)
     assert ended.code == 2
-    assert "method network needs a model" in ended.err
+    assert "belong to method network" in ended.err
     ended = cli("denoise", source, tmp_path / "no.zarr", "--model", saved.model)
     assert ended.code == 2
     assert "has no weights" in ended.err

@@ -27,7 +27,7 @@ name: resumed
 steps:
   - mask
   - destripe
-  - denoise
+  - denoise: {method: subspace}
   - superres: {scale: 2}
 """
 SMALL_BLOCKS = """

@@ -163,7 +163,7 @@ def _card(recipe: DenoiserRecipe, out: Path) -> Card:
         "name": f"{family}.{tag}" if tag else family,
         "tag": tag,
         "transform": recipe.transform,
-        "bands": recipe.bands,
+        "bands": None if eigenimages else recipe.bands,
         "sigma_input": recipe.channels == 2,
         "residual_in_sigma": eigenimages,
     }
