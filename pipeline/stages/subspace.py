@@ -101,13 +101,16 @@ class Subspace:
         """
         size = self.basis.shape[1]
         steps = np.rint(self.basis / _BASIS_STEP) * _BASIS_STEP
-        pairs = (steps[:, :, None] * steps[:, None, :]).reshape(len(steps), -1)
+        upper, lower = np.triu_indices(size)
+        pairs = steps[:, upper] * steps[:, lower]
         own = 1 / np.maximum(self.variance - 1, 1e-3)
         half = 2 * np.count_nonzero(observed, axis=0) >= len(observed)
         solved = np.empty_like(products)
         for start in range(0, products.shape[1], _SOLVED_AT_ONCE):
             part = slice(start, start + _SOLVED_AT_ONCE)
-            matrices = (observed[:, part].T.astype(np.float64) @ pairs).reshape(-1, size, size)
+            sums = observed[:, part].T.astype(np.float64) @ pairs
+            matrices = np.empty((len(sums), size, size))
+            matrices[:, upper, lower] = matrices[:, lower, upper] = sums
             prior = own if ridge is None else np.where(half[part, None], ridge, own)
             matrices[:, np.arange(size), np.arange(size)] += prior
             solved[:, part] = np.linalg.solve(matrices, products[:, part].T[..., None])[..., 0].T

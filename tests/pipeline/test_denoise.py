@@ -86,7 +86,7 @@ def test_noise_falls_and_spectra_keep_their_shape(noisy):
 def test_shrinkage_beats_the_projection_alone(noisy):
     scene, clean, _ = noisy
     good = scene["good"].values
-    error = {s: metrics.rmse(clean[good], process(scene, Denoise(strength=s))[0]["denoised"][good]) for s in (0, 1, 4)}
+    error = {s: metrics.rmse(clean[good], process(scene, Denoise(method="subspace", strength=s))[0]["denoised"][good]) for s in (0, 1, 4)}
     assert error[1] < 0.8 * error[0]
     assert error[1] < error[4]
 
@@ -148,7 +148,7 @@ def test_noise_that_resampling_has_correlated(noisy):
     noise = np.random.default_rng(7).normal(0, 0.08, (BANDS, 151, 141))
     smooth = (noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]) / 4
     scene["reflectance"].values[:] = clean + smooth
-    projected, denoised = (process(scene, Denoise(strength=s))[0]["denoised"][good] for s in (0, 1))
+    projected, denoised = (process(scene, Denoise(method="subspace", strength=s))[0]["denoised"][good] for s in (0, 1))
     assert metrics.rmse(clean[good], denoised) < 0.85 * metrics.rmse(clean[good], projected)
 
 
@@ -184,7 +184,7 @@ def test_too_few_complete_pixels_name_the_worst_band(make_scene):
     with pytest.raises(InputError, match=r"band 4 .* has the fewest values"):
         process(scene, Denoise(method="subspace"))
     with pytest.raises(InputError, match="11 good bands and rank 12"):
-        Denoise(rank=12).plan(spec_of(scene))
+        Denoise(method="subspace", rank=12).plan(spec_of(scene))
 
 
 def test_regression_noise_is_that_of_every_band_on_the_others():
