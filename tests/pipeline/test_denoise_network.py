@@ -322,10 +322,8 @@ def test_scenes_that_do_not_fit_the_card_are_refused(why, network, make_scene):
 
 def test_parameters_that_do_not_go_together_are_refused(network, make_scene, save_toy):
     scene = make_scene(height=20, width=20, bands=12)
-    with pytest.raises(ConfigError, match="method network needs a model"):
-        cubeloom.denoise(scene, method="network")
     with pytest.raises(ConfigError, match="model, uncertainty belong to method network"):
-        cubeloom.denoise(scene, model="toy", uncertainty=True)
+        cubeloom.denoise(scene, method="subspace", model="toy", uncertainty=True)
     with pytest.raises(ConfigError, match="rank 3 is for component images"):
         network(rank=3).plan(spec_of(scene))
     save_toy()
@@ -471,7 +469,7 @@ def test_denoising_without_a_network_loads_no_torch(tmp_path):
         "import sys\n"
         "from cubeloom.pipeline.stages import stage_class\n"
         "from cubeloom.pipeline import engine, lift, passes, tiles\n"
-        "stage = stage_class('denoise')()\n"
+        "stage = stage_class('denoise')(method='subspace')\n"
         "stage.fingerprint(), stage.passes, stage.tiling(None), stage.halo(None)\n"
         "print(json.dumps(sorted({'torch', 'safetensors'} & set(sys.modules))))"
     )
