@@ -86,7 +86,8 @@ def test_noise_falls_and_spectra_keep_their_shape(noisy):
 def test_shrinkage_beats_the_projection_alone(noisy):
     scene, clean, _ = noisy
     good = scene["good"].values
-    error = {s: metrics.rmse(clean[good], process(scene, Denoise(method="subspace", strength=s))[0]["denoised"][good]) for s in (0, 1, 4)}
+    stages = {s: Denoise(method="subspace", strength=s) for s in (0, 1, 4)}
+    error = {s: metrics.rmse(clean[good], process(scene, stage)[0]["denoised"][good]) for s, stage in stages.items()}
     assert error[1] < 0.8 * error[0]
     assert error[1] < error[4]
 

@@ -357,7 +357,8 @@ def test_what_makes_the_product_is_in_its_identity(network, make_scene, tmp_path
         Denoise(method="subspace"),
     ]
     assert len({identity(stage) for stage in [one, *others]}) == len(others) + 1
-    unknown = {"model", "weights", "precision", "uncertainty", "network"} & Denoise(method="subspace").fingerprint().keys()
+    unknown = {"model", "weights", "precision", "uncertainty", "network"}
+    unknown &= Denoise(method="subspace").fingerprint().keys()
     assert not unknown, "what a network needs is no part of a product without one"
 
 
