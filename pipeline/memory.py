@@ -9,7 +9,7 @@ import numpy as np
 from cubeloom.errors import ConfigError
 
 from .blocks import halos_before
-from .grids import CHUNK, STATISTICS_BLOCK, Shape
+from .grids import CHUNK, STATISTICS_BLOCK, Shape, tile
 from .readers.base import Source
 from .scene import SceneSpec
 from .stages.base import Stage
@@ -81,7 +81,7 @@ def fit(
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         floor = max(floor, base + workers * _block_bytes(stages, specs, statistics, spec.shape))
-    shape = (LARGEST_BLOCK, LARGEST_BLOCK)
+    shape = _shared(spec.shape, workers)
     while True:
         steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
         projected = max(floor, base + steps)
@@ -118,6 +118,15 @@ def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) 
     read = _block_bytes(stages[:step], specs[: step + 1], shape, specs[0].shape)
     held = tiling.at_once * _array_bytes(spec, shape, specs[0].shape, 0)
     return held + max(read, stages[step].tile_bytes(spec))
+
+
+def _shared(scene: Shape, workers: int) -> Shape:
+    """The largest blocks of which every worker gets two; of small scenes no smaller ones than those of statistics."""
+    shape = (LARGEST_BLOCK, LARGEST_BLOCK)
+    least = min(STATISTICS_BLOCK, LARGEST_BLOCK)
+    while min(shape) > least and len(list(tile(scene, shape))) < 2 * workers:
+        shape = (shape[0] // 2, shape[1] // 2)
+    return shape
 
 
 def _halved(shape: Shape) -> Shape:

@@ -444,7 +444,7 @@ def test_projected_memory_counts_the_network_and_not_the_scene(network, make_sce
             SceneSource(scene.chunk(y=128), spec_of(scene)), [stage], content="same", memory=budget, **options
         )
 
-    small, large = plan(600, workers=2), plan(1800, workers=2)
+    small, large = plan(2100, workers=2), plan(4200, workers=2)
     assert small.projected_bytes == large.projected_bytes
     scene = make_scene(height=600, width=300, bands=12)
     one = stage.tile_bytes(spec_of(scene))
