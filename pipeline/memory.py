@@ -113,8 +113,8 @@ def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) 
     tiling = stages[step].tiling(spec)
     if tiling is None:
         return 0
-    tile = Lattice.of(spec.shape, tiling).shape
-    shape = (-(-tile[0] // spec.scale) + 1, -(-tile[1] // spec.scale) + 1)
+    rows, cols = Lattice.of(spec.shape, tiling).shape
+    shape = (-(-rows // spec.scale) + 1, -(-cols // spec.scale) + 1)
     read = _block_bytes(stages[:step], specs[: step + 1], shape, specs[0].shape)
     held = tiling.at_once * _array_bytes(spec, shape, specs[0].shape, 0)
     return held + max(read, stages[step].tile_bytes(spec))

@@ -13,7 +13,7 @@ from cubeloom.pipeline.scene import BoolArray, FloatArray, SceneSpec
 from .base import Stats
 from .outliers import PASSES as OUTLIER_PASSES
 from .outliers import RIDGE, Outliers, measure_outliers, settle_outliers
-from .spectra import PIXELS_AT_ONCE, spectra_of
+from .spectra import PIXELS_AT_ONCE, packing_noise, spectra_of
 from .subspace import Rank, Subspace, estimate_subspace
 
 MIN_BANDS = 4
@@ -64,9 +64,7 @@ def settle_subspaces(sums: Stats, spec: SceneSpec, rank: Rank) -> tuple[Subspace
             f"{2 * int(good.sum())} are needed for {int(good.sum())} bands. {worst} has the fewest values, "
             f"{int(seen.min())}; drop such bands with select_bands, or check the mask"
         )
-    encoding = spec.variables[spec.subject].encoding
-    floor = (encoding.scale or 0.0) / np.sqrt(12)
-    return estimate_subspace(sums["total"], sums["products"], count, floor, rank)
+    return estimate_subspace(sums["total"], sums["products"], count, packing_noise(spec), rank)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from cubeloom.pipeline.scene import BoolArray, FloatArray, SceneSpec
 
 from .base import Stats
 from .histograms import bin_centres, quantiles, value_histograms
-from .spectra import spectra_of
+from .spectra import packing_noise, spectra_of
 from .subspace import Rank, Subspace, estimate_subspace
 
 FloatSpectra = npt.NDArray[np.float32]
@@ -93,7 +93,7 @@ def settle_outliers(sums: Stats, stats: Stats, number: int, spec: SceneSpec, ran
         columns = {f"columns{turn}": _columns_out(sums)}
         space = _coarse_space(sums, stats) if turn == 1 else _full_space(sums, stats, spec, rank)
         return {**stats, **columns, **{f"{key}{turn}": part for key, part in space.items()}}
-    floor = _packing_noise(spec)
+    floor = packing_noise(spec)
     noise, limit = _noise_and_limit(sums["residuals"], float(stats["range"][0]), floor)
     settled = {**stats, f"noise{turn}": noise, f"limit{turn}": limit}
     return {**settled, **{key: stats[f"{key}{turn}"] for key in _SUBSPACE}} if turn == _TURNS - 1 else settled
@@ -289,7 +289,7 @@ def _full_space(sums: Stats, stats: Stats, spec: SceneSpec, rank: Rank) -> Stats
             f"from noise in {size} bands; check the mask, or set outliers to false"
         )
     products = sums["products"] + np.diag(sums["missing"] * stats["noise1"] ** 2)
-    signal, rest = estimate_subspace(sums["total"], products, count, _packing_noise(spec), rank)
+    signal, rest = estimate_subspace(sums["total"], products, count, packing_noise(spec), rank)
     inflation = _inflation(signal, 1 - sums["missing"] / count)
     parts = (signal.mean, signal.sigma, signal.basis, signal.variance, rest.basis, rest.variance, inflation)
     return dict(zip(_SUBSPACE, parts, strict=True))
@@ -319,10 +319,6 @@ def _columns_out(sums: Stats) -> BoolArray:
             spread = 1.4826 * np.median(np.abs(scores[where] - middle))
             row[where] = scores[where] > max(_COLUMN_SIGMA, middle + _COLUMN_SPREADS * spread)
     return out
-
-
-def _packing_noise(spec: SceneSpec) -> float:
-    return (spec.variables[spec.subject].encoding.scale or 0.0) / float(np.sqrt(12))
 
 
 def _noise_and_limit(histograms: IntArray, spread: float, floor: float) -> tuple[FloatArray, FloatArray]:

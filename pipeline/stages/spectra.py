@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.grids import Window
-from cubeloom.pipeline.scene import BoolArray
+from cubeloom.pipeline.scene import BoolArray, SceneSpec
 
 PIXELS_AT_ONCE = 8192
 """Spectra in one matrix product: bounds the float64 copies."""
@@ -35,3 +35,8 @@ def known_pixels(block: Block) -> BoolArray:
     for part, _, observed in spectra_of(block, block.window):
         known[part] = observed.any(axis=0).reshape(-1, block.window.width)
     return known
+
+
+def packing_noise(spec: SceneSpec) -> float:
+    """Standard deviation of what packing adds to a scene's subject; 0 where it is not packed."""
+    return (spec.variables[spec.subject].encoding.scale or 0.0) / float(np.sqrt(12))
