@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -116,13 +117,16 @@ _FITTING: dict[tuple[ModelHandle, tuple[int, ...]], Rung] = {}
 """The rung that samples of a shape fitted on: once memory has run out, it is not tried again for every tile."""
 
 
-def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None) -> tuple[Samples, How]:
+def predict(
+    handle: ModelHandle, samples: Samples, valid: BoolArray | None, threads: int = 1
+) -> tuple[Samples, How]:
     """What a network gives for a batch, whatever the memory: the samples stay as they are, the batch is cut.
 
     Args:
         handle: the network.
         samples: `(n, channel, band, y, x)`, finite.
         valid: pixels that count, `(n, y, x)`; None where all do.
+        threads: batches under way at once on a CPU, each computed on one thread.
 
     Returns:
         `(n, band, y, x)`, and how it was computed.
@@ -131,11 +135,10 @@ def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None) -> t
         ConfigError: not even one sample fits.
         ModelError: the network gives no numbers.
     """
-    _compute_on_one_thread()
     rungs = ladder(len(samples))
     key = (handle, samples.shape[1:])
     first = rungs.index(_FITTING[key]) if _FITTING.get(key) in rungs else 0
-    made, rung = climb_down(rungs[first:], lambda rung: _run(handle, samples, valid, rung))
+    made, rung = climb_down(rungs[first:], lambda rung: _run(handle, samples, valid, rung, threads))
     if rung != rungs[0]:
         _FITTING[key] = rung
     if made is None:
@@ -173,15 +176,25 @@ def _precision(handle: ModelHandle, rung: Rung) -> Precision:
     return handle.precision if rung.device == "cuda" else "float32"
 
 
-def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: Rung) -> Samples:
+def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: Rung, threads: int) -> Samples:
     network = handle.load(rung.device)
     made = np.empty((len(samples), *samples.shape[2:]), np.float32)
-    with torch.inference_mode(), _arithmetic(handle, rung):
-        for first in range(0, len(samples), rung.batch):
-            part = slice(first, first + rung.batch)
+
+    def forward(first: int) -> None:
+        _compute_on_one_thread()
+        part = slice(first, first + rung.batch)
+        with torch.inference_mode(), _arithmetic(handle, rung):
             x = torch.from_numpy(samples[part]).to(rung.device)
             counted = None if valid is None else torch.from_numpy(valid[part]).to(rung.device)
             made[part] = network(x, valid=counted)[:, 0].float().cpu().numpy()
+
+    batches = range(0, len(samples), rung.batch)
+    if rung.device != "cpu" or threads == 1 or len(batches) == 1:
+        for first in batches:
+            forward(first)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(forward, batches))
     return made
 
 

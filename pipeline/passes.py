@@ -110,20 +110,28 @@ def _compute_tiles(
     what = f"{plan.stages[step].name} network"
     progress(what, done, len(lattice))
     compute = partial(_tile_task, plan, source, known, scratch, step)
-    for group, made in zip(todo, executor.map(compute, todo, plan.tile_workers), strict=True):
+    tasks = list(zip(todo, threads_of(len(todo), plan.tile_workers), strict=True))
+    for group, made in zip(todo, executor.map(compute, tasks, plan.tile_workers), strict=True):
         journal.add_tiles(step, made)
         done += len(group)
         progress(what, done, len(lattice))
 
 
+def threads_of(groups: int, workers: int) -> list[int]:
+    """Threads for every group of tiles: the last ones share the workers that find no group of their own."""
+    last = groups % workers
+    return [1] * (groups - last) + [workers // max(last, 1)] * last
+
+
 def _tile_task(
-    plan: Plan, source: Source, known: Settled, scratch: "Scratch", step: int, group: Sequence[int]
+    plan: Plan, source: Source, known: Settled, scratch: "Scratch", step: int, task: tuple[Sequence[int], int]
 ) -> list[TileRecord]:
     """One group of tiles through the steps before and the network, onto the disk; again, it leaves the same files."""
+    group, threads = task
     before = plan.stages[:step], plan.specs[: step + 1], known.stats[:step]
     windows = [scratch.lattices[step].window(number) for number in group]
     blocks = [read_tile(source, *before, window, known.predictions) for window in windows]
-    made = plan.stages[step].infer(blocks, known.stats[step])
+    made = plan.stages[step].infer(blocks, known.stats[step], threads)
     del blocks
     give_back()
     return [

@@ -84,8 +84,11 @@ class Stage(BaseModel):
         """Memory that `infer` takes at its peak for a group of tiles, beside the blocks it is given."""
         return 0
 
-    def infer(self, tiles: Sequence[Block], stats: Stats) -> Inferred:
-        """What the network gives for a group of tiles of its lattice, each a block without halo, after all passes."""
+    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int = 1) -> Inferred:
+        """What the network gives for a group of tiles of its lattice, each a block without halo, after all passes.
+
+        It is the same for any number of `threads`, which it may use while other workers have nothing to do.
+        """
         raise NotImplementedError
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:

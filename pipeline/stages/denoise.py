@@ -166,12 +166,12 @@ class Denoise(Stage):
         network = self._network
         return network.tile_bytes(spec) if network else 0
 
-    def infer(self, tiles: Sequence[Block], stats: Stats) -> Inferred:
+    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int = 1) -> Inferred:
         """What the network makes of a group of tiles."""
         network = self._network
         if network is None:
             raise ValueError(f"method {self.method} runs no network")
-        return network.infer(tiles, stats)
+        return network.infer(tiles, stats, threads)
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """The `denoised` cube of a block, and its uncertainty; NaN in the halo as well."""

@@ -189,7 +189,7 @@ class NetworkMethod(ABC):
         results = 4 * (tiling.at_once + 2) * tiling.channels
         return int(rows * cols * (activations + samples + results))
 
-    def infer(self, tiles: Sequence[Block], stats: Stats) -> Inferred:
+    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int) -> Inferred:
         """What the network makes of a group of tiles: images to be blended, and after them the bands' deviations.
 
         A tile without any pixel that takes part is NaN, and the network never sees it.
@@ -198,7 +198,7 @@ class NetworkMethod(ABC):
         lattice = Lattice.of(spec.shape, self.tiling(spec))
         samples = [self.sample(tile, stats, lattice) for tile in tiles]
         seen = [sample for sample in samples if sample is not None]
-        made, how = self._made(seen, stats) if seen else ([], How())
+        made, how = self._made(seen, stats, threads) if seen else ([], How())
         answers = iter(made)
         count = self.images(spec, stats) + self._deviations(spec)
         images = [
@@ -207,7 +207,7 @@ class NetworkMethod(ABC):
         ]
         return Inferred(images, how)
 
-    def _made(self, samples: Sequence[Sample], stats: Stats) -> tuple[list[FloatImages], How]:
+    def _made(self, samples: Sequence[Sample], stats: Stats, threads: int) -> tuple[list[FloatImages], How]:
         """The images of every sample, each a mean of eight with its deviation where uncertainty is wanted."""
         from cubeloom.pipeline.inference import predict
 
@@ -215,7 +215,8 @@ class NetworkMethod(ABC):
         counted = _counted(samples)
         means = [_Mean(sample, self, stats) for sample in samples]
         for turn in TURNS if self.uncertainty else TURNS[:1]:
-            answers, how = predict(self.handle, turn.turned(inputs), None if counted is None else turn.turned(counted))
+            valid = None if counted is None else turn.turned(counted)
+            answers, how = predict(self.handle, turn.turned(inputs), valid, threads)
             answers = turn.undone(answers)
             for mean in means:
                 mean.add(answers[: len(mean.sample.inputs)])

@@ -410,9 +410,9 @@ def test_a_run_that_was_cut_off_computes_no_tile_again(stored, network, make_sce
     inferred = []
     original = Denoise.infer
 
-    def noting(self, blocks, stats):
+    def noting(self, blocks, stats, threads):
         inferred.extend(block.window for block in blocks)
-        return original(self, blocks, stats)
+        return original(self, blocks, stats, threads)
 
     monkeypatch.setattr(Denoise, "infer", noting)
     monkeypatch.setattr("cubeloom.pipeline.stages.denoise_network.TOGETHER", 1)

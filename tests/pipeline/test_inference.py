@@ -15,6 +15,7 @@ from cubeloom.errors import ConfigError, ModelError
 from cubeloom.models.registry import create_model, model_card
 from cubeloom.pipeline import inference
 from cubeloom.pipeline.inference import ModelHandle, Rung, activation_bytes, climb_down, ladder, predict
+from cubeloom.pipeline.passes import threads_of
 
 
 @pytest.fixture
@@ -41,6 +42,25 @@ def test_it_is_what_the_network_gives(handle):
         expected = create_model(one.name, one.weights)(torch.from_numpy(x), torch.from_numpy(valid))[:, 0].numpy()
     np.testing.assert_allclose(made, expected, atol=1e-6)
     assert (how.device, how.precision, how.wanted) == ("cpu", "float32", "")
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_threads_change_no_bit(handle, count):
+    one, x = handle(), samples(count)
+    valid = np.random.default_rng(1).random((count, 16, 12)) > 0.2
+    expected, how = predict(one, x, valid)
+    shared, same = predict(one, x, valid, threads=3)
+    np.testing.assert_array_equal(shared, expected)
+    assert same == how
+
+
+@pytest.mark.parametrize(("groups", "workers"), [(0, 2), (1, 1), (1, 4), (8, 4), (9, 2), (11, 4), (3, 16)])
+def test_the_last_groups_of_tiles_share_all_workers(groups, workers):
+    threads = threads_of(groups, workers)
+    last = groups % workers
+    assert len(threads) == groups
+    assert threads[: groups - last] == [1] * (groups - last)
+    assert workers - last < sum(threads[groups - last :]) <= workers or not last
 
 
 def test_threads_share_one_network(handle):
