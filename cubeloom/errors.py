@@ -45,3 +45,9 @@ class LockedError(CubeloomError):
     """Another run holds the output directory."""
 
     exit_code = 75
+
+
+class Stopped(CubeloomError):
+    """The run was asked to stop; what was under way has come to its end and is on record, the rest was not begun."""
+
+    exit_code = 143

@@ -189,7 +189,7 @@ class NetworkMethod(ABC):
         results = 4 * (tiling.at_once + 2) * tiling.channels
         return int(rows * cols * (activations + samples + results))
 
-    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int) -> Inferred:
+    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int = 1) -> Inferred:
         """What the network makes of a group of tiles: images to be blended, and after them the bands' deviations.
 
         A tile without any pixel that takes part is NaN, and the network never sees it.
