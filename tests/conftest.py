@@ -1,12 +1,14 @@
 """Fixtures for all tests."""
 
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real scenes are not at {folder}; set CUBELOOM_SHARED to the folder that holds data/")
     return folder
+
+
+def _load(path: Path) -> ModuleType:
+    """A module of the tests that is no test; it is not on the import path."""
+    spec = importlib.util.spec_from_file_location(f"cubeloom_tests_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def stac_server() -> ModuleType:
+    """The STAC API on loopback: `with stac_server.StacServer(items, files=folder) as server`."""
+    return _load(ROOT / "tests/catalogs/stac_server.py")
+
+
+@pytest.fixture(scope="session")
+def stac_items() -> ModuleType:
+    """Items in the providers' shapes: `stac_items.publish_product(folder_of_product, served_folder)` and others."""
+    return _load(ROOT / "tests/catalogs/stac_items.py")
 
 
 @dataclass(frozen=True)
