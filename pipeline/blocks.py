@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .clock import Clock
 from .encoding import Array, Packed
 from .grids import Window
 from .readers.base import Source, values
@@ -105,6 +106,7 @@ def run_chain(
     core: Window,
     halo: int = 0,
     predictions: Predictions | None = None,
+    clock: Clock | None = None,
 ) -> list[Block]:
     """Read a window with its halo and take it through the stages.
 
@@ -116,17 +118,21 @@ def run_chain(
         core: the window wanted, px of the source's grid.
         halo: px to keep around the core of the last block.
         predictions: of the steps that run a network, whose tiles must have been computed; None where there is none.
+        clock: counts the time of `read` and of every stage.
 
     Returns:
         One Block a group (grid or band axis) of the chain, the native one first, each cropped to the core.
     """
+    clock = clock or Clock()
     halos = halos_before(specs, stages, halo)
     shape = source.spec.shape
     window = core.expand(halos[0], shape)
-    block = Block(source.spec, window, core, {name: source.read(name, window) for name in source.spec.variables})
+    with clock("read"):
+        block = Block(source.spec, window, core, {name: source.read(name, window) for name in source.spec.variables})
     done = []
     for step, (stage, after, settled, margin) in enumerate(zip(stages, specs[1:], stats, halos[1:], strict=False)):
-        made = stage.apply(_with_prediction(block, stage, step, predictions), settled)
+        with clock(stage.name):
+            made = stage.apply(_with_prediction(block, stage, step, predictions), settled)
         if after.group != block.spec.group:
             done.append(block.crop(block.core))
         carried = {name: array for name, array in block.arrays.items() if name in after.variables}
@@ -151,9 +157,10 @@ def read_tile(
     stats: Sequence[Stats],
     tile: Window,
     predictions: Predictions,
+    clock: Clock | None = None,
 ) -> Block:
     """What the stages make of a tile: the input of the stage after them, on its grid."""
-    block = run_chain(source, stages, specs, stats, tile.coarsened(specs[-1].scale), 0, predictions)[-1]
+    block = run_chain(source, stages, specs, stats, tile.coarsened(specs[-1].scale), 0, predictions, clock)[-1]
     return replace(block.crop(tile), core=tile)
 
 
@@ -166,9 +173,12 @@ def measure_block(
     step: int,
     number: int,
     predictions: Predictions | None = None,
+    clock: Clock | None = None,
 ) -> Stats:
     """Partial sums of pass `number` of stage `step` over one window; earlier stages must have settled."""
+    clock = clock or Clock()
     stage = stages[step]
     halo = stage.halo(specs[step])
-    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions)[-1]
-    return stage.measure(block, stats[step], number)
+    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions, clock)[-1]
+    with clock(stage.name):
+        return stage.measure(block, stats[step], number)

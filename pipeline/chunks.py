@@ -4,8 +4,9 @@ A block owns whole chunks, so no two tasks write the same file, and a block done
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from cubeloom.errors import StoreError
 
 from .blocks import Block
+from .clock import Clock, Seconds, added
 from .encoding import Array, Encoding, Packed
 from .grids import CHUNK, Shape, Window, tile, tile_covering
 from .overviews import halve, overview_factors
@@ -41,14 +43,21 @@ class Written:
         nbytes: size of them all.
         clipped: how many values were clipped, of the chunks where any were. They are counted by chunk, so that a
             chunk written twice, in blocks of two sizes, counts once.
+        seconds: what the task spent, by step: `read`, each stage's name, `write`.
     """
 
     hashes: Hashes
     nbytes: int
     clipped: dict[str, int]
+    seconds: Seconds = field(default_factory=dict)
 
     def __add__(self, other: "Written") -> "Written":
-        return Written(self.hashes | other.hashes, self.nbytes + other.nbytes, self.clipped | other.clipped)
+        return Written(
+            self.hashes | other.hashes,
+            self.nbytes + other.nbytes,
+            self.clipped | other.clipped,
+            added(self.seconds, other.seconds),
+        )
 
 
 def clipped_by_variable(clipped: Mapping[str, int]) -> dict[str, int]:
@@ -72,17 +81,19 @@ def write_block(path: Path, block: Block) -> Written:
     """
     spec, window = block.spec, block.window
     _require_whole_chunks(window, spec.shape)
-    written = Written({}, 0, {})
+    clock = Clock()
+    written = Written({}, 0, {}, clock.seconds)
     nbytes = 0
-    for name, variable in spec.variables.items():
-        array = block.arrays[name]
-        for part in chunks_of(window):
-            packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
-            key = chunk_key(spec.group, name, packed.ndim, part)
-            written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding))
-            nbytes += size
-            if outside:
-                written.clipped[key] = outside
+    with clock("write"):
+        for name, variable in spec.variables.items():
+            array = block.arrays[name]
+            for part in chunks_of(window):
+                packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
+                key = chunk_key(spec.group, name, packed.ndim, part)
+                written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding))
+                nbytes += size
+                if outside:
+                    written.clipped[key] = outside
     return replace(written, nbytes=nbytes)
 
 
@@ -91,18 +102,26 @@ def write_overviews(path: Path, block: Block) -> Written:
 
     `seal` makes the others from the chunks.
     """
-    written = Written({}, 0, {})
-    for name, variable in block.spec.variables.items():
-        if _is_stored_form(block.arrays[name], variable.encoding) and not is_band_mask(variable):
-            level, window = _data(block.arrays[name]), block.window
-            for factor in overview_factors(block.spec.shape):
-                if not _covers_chunks(window.scaled(factor // 2), block.spec.shape, CHUNK * factor):
-                    break
-                level = halve(level, variable)
-                window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
-                target, fill = overview_group(block.spec.group, factor), fill_value(variable.encoding)
-                written.hashes.update(_write_level(path, target, name, level, window, fill))
-    return written
+    clock = Clock()
+    hashes: Hashes = {}
+    with clock("write"):
+        for name, variable in block.spec.variables.items():
+            if _is_stored_form(block.arrays[name], variable.encoding) and not is_band_mask(variable):
+                hashes |= _write_overviews_of(path, block, name, variable)
+    return Written(hashes, 0, {}, clock.seconds)
+
+
+def _write_overviews_of(path: Path, block: Block, name: str, variable: Variable) -> Hashes:
+    hashes: Hashes = {}
+    level, window = _data(block.arrays[name]), block.window
+    for factor in overview_factors(block.spec.shape):
+        if not _covers_chunks(window.scaled(factor // 2), block.spec.shape, CHUNK * factor):
+            break
+        level = halve(level, variable)
+        window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
+        target, fill = overview_group(block.spec.group, factor), fill_value(variable.encoding)
+        hashes |= _write_level(path, target, name, level, window, fill)
+    return hashes
 
 
 def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
@@ -165,11 +184,22 @@ def _write_chunk(path: Path, key: str, packed: Array, fill: float) -> tuple[str,
         packed = full
     encoded = _CODEC.encode(np.ascontiguousarray(packed))
     try:
-        target.write_bytes(encoded)
+        _overwrite(target, encoded)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise StoreError(f"{target}: cannot write a chunk of {len(encoded)} bytes: {error.strerror}") from error
     return digest(encoded), len(encoded)
+
+
+def _overwrite(target: Path, data: bytes) -> None:
+    """Write a file without emptying it first.
+
+    A worker that a cluster has given up for lost may still be at a chunk that another one makes anew: both write the
+    same bytes, so that whoever reads in between finds them whole.
+    """
+    with open(os.open(target, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:  # noqa: PTH123 - wants a descriptor
+        file.write(data)
+        file.truncate()
 
 
 def digest(data: bytes) -> str:

@@ -6,12 +6,11 @@ the single-scene commands with a journal in memory.
 
 import math
 import shutil
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,18 @@ import xarray as xr
 from dask.base import compute
 from dask.delayed import delayed
 
-from cubeloom.errors import ConfigError, StoreError
+from cubeloom.errors import ConfigError, RetryableError, Stopped, StoreError
 
 from . import store
 from .blocks import Block, run_chain
 from .chunks import Written, write_block, write_overviews
+from .clock import Clock, Seconds
 from .encoding import Array, Encoding, Packed
-from .executor import Executor
+from .executor import Executor, Pending, open_executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
 from .journal import Journal, MemoryJournal, Progress
 from .memory import DEFAULT_MEMORY, READ_AHEAD
-from .passes import Settled, drop_scratch, settle
+from .passes import Making, Noted, Settled, drop_scratch, settle
 from .plan import Plan, make_plan
 from .readers.base import Source
 from .readers.store import StoreSource
@@ -43,33 +43,52 @@ UNHASHED = "not hashed"
 """The content of an input that nobody needs to tell from another: hashing a product takes as long as reading it."""
 
 
-def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, progress: Progress) -> dict[str, Any]:
+Blocks = Generator[tuple[Window, Written], None, None]
+"""Blocks as they get done, and what each one left."""
+
+
+def unnoted(phase: str, window: Window, seconds: Seconds, nbytes: int) -> None:
+    """Takes no note of a piece of work."""
+
+
+def execute(
+    plan: Plan, staged: Path, journal: Journal, executor: Executor, progress: Progress, noted: Noted = unnoted
+) -> dict[str, Any]:
     """Make a product in staging: statistics, tiles, blocks, seal. What the journal holds already is not done again.
+
+    Args:
+        plan: what to make.
+        staged: the store to be; all workers of a cluster must see it under this path.
+        journal: what is done already, and the record of what gets done.
+        executor: runs the tasks; the product is the same to the last bit whichever it is.
+        progress: hears how much of each phase is done.
+        noted: hears of every finished block, part of the statistics and group of tiles.
 
     Returns:
         The commit record's own entries: identity, history and counts.
+
+    Raises:
+        Stopped: the executor was stopped; what was under way is in the journal.
+        RetryableError: the executor lost its workers.
     """
+    try:
+        return _execute(Making(plan, staged, journal, executor, progress, noted))
+    except RetryableError as error:
+        raise RetryableError(f"{plan.source.spec.scene_id}: {error}") from error
+
+
+def _execute(making: Making) -> dict[str, Any]:
+    plan, staged, journal, executor = making.plan, making.staged, making.journal, making.executor
     if not staged.exists() or not (journal.chunks() or journal.tiles()):
         store.create(staged, plan.groups)
     work = plan.missing(journal.chunks())
-    total = plan.blocks
-    done = total - len(work.ingest) - len(work.steps)
-
-    def keep(what: str, windows: Sequence[Window], results: Iterable[Written]) -> None:
-        nonlocal done
-        progress(what, done, total)
-        for window, written in zip(windows, results, strict=True):
-            journal.add_block(window, written)
-            done += 1
-            progress(what, done, total)
-
     source = plan.source
     if plan.measured:
-        keep("ingest", work.ingest, _ingest(source, plan.measured, staged, executor, work.ingest))
+        _keep(making, "ingest", _ingest(source, plan.measured, staged, executor, work.ingest))
         source = StoreSource(staged, "", source.spec)
     if work.steps:
-        settled = settle(plan, source, staged, journal, executor, progress)
-        keep("steps", work.steps, executor.map(partial(_block_task, plan, source, settled, staged), work.steps))
+        common = plan, source, settle(making, source), staged
+        _keep(making, "steps", executor.completed(_block_task, work.steps, common=common))
     drop_scratch(staged)
     record = {
         "identity": None if plan.content == UNHASHED else plan.identity,
@@ -78,19 +97,67 @@ def execute(plan: Plan, staged: Path, journal: Journal, executor: Executor, prog
         "stages": [stage.fingerprint() for stage in plan.stages],
         "clipped": dict(journal.clipped()),
     }
-    progress("verify", 0, 1)
+    making.progress("verify", 0, 1)
     store.seal(staged, plan.groups, journal.chunks(), record, executor.map)
-    progress("verify", 1, 1)
+    making.progress("verify", 1, 1)
     return record
 
 
-def _ingest(
-    source: Source, spec: SceneSpec, staged: Path, executor: Executor, windows: Sequence[Window]
-) -> Iterator[Written]:
-    """Write blocks as they are read; what each one left.
+def _keep(making: Making, what: str, blocks: Blocks) -> None:
+    """Put blocks on record as they get done."""
+    left = making.plan.missing(making.journal.chunks())
+    total = making.plan.blocks
+    done = total - len(left.ingest) - len(left.steps)
+    making.progress(what, done, total)
+    with closing(blocks):
+        for window, written in blocks:
+            making.journal.add_block(window, written)
+            making.noted(what, window, written.seconds, written.nbytes)
+            done += 1
+            making.progress(what, done, total)
 
-    All threads work on the same variable of the same block, so that memory holds few of them; the next ones are read
-    while it is written, so that no thread waits.
+
+def _ingest(source: Source, spec: SceneSpec, staged: Path, executor: Executor, windows: Sequence[Window]) -> Blocks:
+    """Write blocks as they are read."""
+    if not executor.shares_memory:
+        return executor.completed(_ingest_task, windows, common=(source, spec, staged))
+    return _ingest_together(source, spec, staged, executor, windows)
+
+
+def _ingest_task(source: Source, spec: SceneSpec, staged: Path, window: Window) -> Written:
+    """One block from its files into the store, variable by variable; doing it again leaves the same files."""
+    written = Written({}, 0, {})
+    for name in spec.variables:
+        clock = Clock()
+        with clock("read"):
+            block = _block_of(spec, window, name, source.read(name, window))
+        written += Written({}, 0, {}, clock.seconds)
+        for write, part in _writes(window):
+            written += write(staged, block.crop(part))
+    return written
+
+
+def _block_of(spec: SceneSpec, window: Window, name: str, array: Array | Packed) -> Block:
+    """A block of one variable alone."""
+    one = replace(spec, variables={name: spec.variables[name]})
+    return Block(one, window, window, {name: array})
+
+
+def _writes(window: Window) -> list[tuple[Callable[[Path, Block], Written], Window]]:
+    """What writes a block of one variable: parts that make whole overview chunks, and chunks."""
+    return [
+        (write, part)
+        for write, edge in ((write_overviews, 4 * CHUNK), (write_block, CHUNK))
+        for part in window.tiles((edge, edge))
+    ]
+
+
+def _ingest_together(
+    source: Source, spec: SceneSpec, staged: Path, executor: Executor, windows: Sequence[Window]
+) -> Blocks:
+    """Write blocks as they are read, with all threads on the same variable of the same block.
+
+    So memory holds few of them; the next ones are read while it is written, so that no thread waits.
     """
     items = [(window, name) for window in windows for name in spec.variables]
     spare: dict[str, list[Array]] = {name: [] for name in spec.variables}
@@ -99,21 +166,20 @@ def _ingest(
     written = Written({}, 0, {})
     for number, (window, name) in enumerate(items):
         reading = ahead.popleft()
-        one = replace(spec, variables={name: spec.variables[name]})
-        block = Block(one, window, window, {name: reading.finish()})
-        writing = [
-            executor.submit(write, staged, block.crop(part))
-            for write, edge in ((write_overviews, 4 * CHUNK), (write_block, CHUNK))
-            for part in window.tiles((edge, edge))
-        ]
-        del block
+        array, seconds = reading.finish()
+        block = _block_of(spec, window, name, array)
+        writing = [executor.submit(write, staged, block.crop(part)) for write, part in _writes(window)]
+        del block, array
         ahead.extend(islice(readings, 1))
+        written += Written({}, 0, {}, {"read": seconds})
         while writing:
             written += writing.pop(0).result()
         spare[name].append(reading.memory)
         if number + 1 == len(items) or items[number + 1][0] != window:
-            yield written
+            yield window, written
             written = Written({}, 0, {})
+            if executor.stop.is_set() and number + 1 < len(items):
+                raise Stopped("stopped as asked; what was under way is done, run again to go on")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +190,7 @@ class _Reading:
     memory: Array
     whole: Array
     parts: list[slice]
-    futures: "list[Future[Array | Packed]]"
+    futures: list[Pending[tuple[Array | Packed, float]]]
 
     @classmethod
     def start(cls, source: Source, window: Window, name: str, spare: list[Array], executor: Executor) -> "_Reading":
@@ -136,28 +202,39 @@ class _Reading:
         memory = spare.pop() if spare and spare[-1].size >= nbytes else np.empty(nbytes, np.uint8)
         whole = memory[:nbytes].view(dtype).reshape(sizes)
         if variable.dims[0] != "band":
-            return cls(variable.encoding, memory, whole, [slice(None)], [executor.submit(source.read, name, window)])
+            return cls(variable.encoding, memory, whole, [slice(None)], [executor.submit(_read, source, name, window)])
         step = -(-sizes[0] // (2 * executor.workers))
         parts = [slice(start, min(start + step, sizes[0])) for start in range(0, sizes[0], step)]
-        futures = [executor.submit(source.read, name, window, part, whole[part]) for part in parts]
+        futures = [executor.submit(_read, source, name, window, part, whole[part]) for part in parts]
         return cls(variable.encoding, memory, whole, parts, futures)
 
-    def finish(self) -> Array | Packed:
-        """The pixels, once all parts are read."""
-        packed = False
+    def finish(self) -> tuple[Array | Packed, float]:
+        """The pixels, once all parts are read, and the seconds that all threads took."""
+        packed, total = False, 0.0
         for part, future in zip(self.parts, self.futures, strict=True):
-            array = future.result()
+            array, seconds = future.result()
+            total += seconds
             packed = isinstance(array, Packed)
             numbers = array.data if isinstance(array, Packed) else array
             if not np.shares_memory(numbers, self.whole[part]):
                 self.whole[part] = numbers
-        return Packed(self.whole, self.encoding) if packed else self.whole
+        return Packed(self.whole, self.encoding) if packed else self.whole, total
+
+
+def _read(
+    source: Source, name: str, window: Window, bands: slice | None = None, out: Array | None = None
+) -> tuple[Array | Packed, float]:
+    """What `source.read` gives, and the seconds it took."""
+    started = time.perf_counter()
+    array = source.read(name, window, bands, out)
+    return array, time.perf_counter() - started
 
 
 def _block_task(plan: Plan, source: Source, settled: Settled, staged: Path, core: Window) -> Written:
     """One block through the steps, and what they make into the store; doing it again leaves the same files."""
-    written = Written({}, 0, {})
-    made = run_chain(source, plan.stages, plan.specs, settled.stats, core, 0, settled.predictions)
+    clock = Clock()
+    written = Written({}, 0, {}, clock.seconds)
+    made = run_chain(source, plan.stages, plan.specs, settled.stats, core, 0, settled.predictions, clock)
     blocks = {block.spec.group: block for block in made}
     for spec in plan.derived:
         block = replace(blocks[spec.group], spec=spec)
@@ -179,16 +256,19 @@ def run_to_store(
     workers: int = 2,
     memory: int = DEFAULT_MEMORY,
     progress: Progress = quiet,
+    executor: Executor | None = None,
 ) -> Plan:
     """Take one source through stages into a store at `out`, published by a rename.
+
+    The tasks run on `executor`, by default on as many threads of this process as there are `workers`.
 
     Raises:
         ConfigError: `out` exists and `overwrite` is not set.
     """
     _require_free(out, overwrite)
     plan = make_plan(source, stages, workers=workers, memory=memory, content=UNHASHED)
-    with _staging(out) as staged, Executor(workers) as executor:
-        execute(plan, staged, MemoryJournal(), executor, progress)
+    with _staging(out) as staged, nullcontext(executor) if executor else open_executor(workers) as running:
+        execute(plan, staged, MemoryJournal(), running, progress)
         _replace(staged, out)
     return plan
 

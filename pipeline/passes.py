@@ -6,9 +6,9 @@ Both are computed once, whatever the blocks, and recorded piece by piece, so tha
 import ctypes
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from cubeloom.errors import StoreError
 
 from .blocks import Predictions, measure_block, read_tile
+from .clock import Clock, Seconds
 from .encoding import Array
 from .executor import Executor
 from .grids import STATISTICS_BLOCK, Window, tile
@@ -24,6 +25,9 @@ from .plan import Plan
 from .readers.base import Source
 from .stages.base import NO_STATS, Stats, add_stats
 from .tiles import Lattice, blend
+
+Noted = Callable[[str, Window, Seconds, int], None]
+"""Called with every finished piece of work: the phase, its window, the seconds by step, and the bytes written."""
 
 SCRATCH = ".tiles"
 """Folder inside a staged store that holds the tiles; it goes before the store is sealed."""
@@ -42,42 +46,59 @@ class Settled:
     predictions: Predictions
 
 
-def settle(
-    plan: Plan, source: Source, staged: Path, journal: Journal, executor: Executor, progress: Progress
-) -> Settled:
+@dataclass(frozen=True)
+class Making:
+    """What is on its way: whom a plan's pieces are handed to, and who hears of them.
+
+    Attributes:
+        plan: the plan.
+        staged: the store, in staging.
+        journal: what is done already, and the record of what gets done.
+        executor: runs the tasks.
+        progress: hears how much is done.
+        noted: hears of every piece.
+    """
+
+    plan: Plan
+    staged: Path
+    journal: Journal
+    executor: Executor
+    progress: Progress
+    noted: Noted
+
+
+def settle(making: Making, source: Source) -> Settled:
     """Take the statistics of every step, and compute the tiles of those with a network, each after all before it."""
-    scratch = Scratch(staged / SCRATCH, plan)
+    plan = making.plan
+    scratch = Scratch(making.staged / SCRATCH, plan)
     known = Settled([NO_STATS for _ in plan.stages], scratch.read)
     for step, stage in enumerate(plan.stages):
         for number in range(stage.passes):
-            total = _total(plan, source, known, (step, number), journal, executor, progress)
+            total = _total(making, source, known, (step, number))
             known.stats[step] = stage.settle(total, known.stats[step], number, plan.specs[step])
         if step in scratch.lattices:
-            _compute_tiles(plan, source, known, scratch, step, journal, executor, progress)
+            _compute_tiles(making, source, known, scratch, step)
     return known
 
 
-def _total(
-    plan: Plan,
-    source: Source,
-    known: Settled,
-    at: tuple[int, int],
-    journal: Journal,
-    executor: Executor,
-    progress: Progress,
-) -> Stats:
+def _total(making: Making, source: Source, known: Settled, at: tuple[int, int]) -> Stats:
     """Sums over the whole scene of one pass of one step, added in the order of the blocks."""
+    plan, journal, progress = making.plan, making.journal, making.progress
     stage = plan.stages[at[0]]
     windows = list(tile(plan.source.spec.shape, (STATISTICS_BLOCK, STATISTICS_BLOCK)))
     sums = {part: journal.statistics(*at, part) for part in range(len(windows))}
     todo = [part for part, one in sums.items() if one is None]
     what = f"{stage.name} statistics {at[1] + 1}/{stage.passes}"
-    progress(what, len(windows) - len(todo), len(windows))
-    measure = partial(_measure_task, plan, source, known, windows, at)
-    for part, one in zip(todo, executor.map(measure, todo), strict=True):
-        journal.add_statistics(*at, part, one)
-        sums[part] = one
-        progress(what, part + 1, len(windows))
+    done = len(windows) - len(todo)
+    progress(what, done, len(windows))
+    common = plan, source, known, windows, at
+    with closing(making.executor.completed(_measure_task, todo, common=common)) as results:
+        for part, (one, seconds) in results:
+            journal.add_statistics(*at, part, one)
+            sums[part] = one
+            done += 1
+            making.noted(what, windows[part], seconds, 0)
+            progress(what, done, len(windows))
     total: Stats = NO_STATS
     for part in range(len(windows)):
         total = add_stats(total, sums[part] or NO_STATS)
@@ -86,21 +107,15 @@ def _total(
 
 def _measure_task(
     plan: Plan, source: Source, known: Settled, windows: Sequence[Window], at: tuple[int, int], part: int
-) -> Stats:
-    return measure_block(source, plan.stages, plan.specs, known.stats, windows[part], *at, known.predictions)
+) -> tuple[Stats, Seconds]:
+    clock = Clock()
+    chain = plan.stages, plan.specs, known.stats
+    return measure_block(source, *chain, windows[part], *at, known.predictions, clock), clock.seconds
 
 
-def _compute_tiles(
-    plan: Plan,
-    source: Source,
-    known: Settled,
-    scratch: "Scratch",
-    step: int,
-    journal: Journal,
-    executor: Executor,
-    progress: Progress,
-) -> None:
+def _compute_tiles(making: Making, source: Source, known: Settled, scratch: "Scratch", step: int) -> None:
     """Compute the tiles of a step that are not on the disk yet."""
+    plan, journal, executor = making.plan, making.journal, making.executor
     lattice = scratch.lattices[step]
     records = journal.tiles()
     standing = {n for n in range(len(lattice)) if (step, n) in records and scratch.holds(step, records[step, n])}
@@ -108,13 +123,24 @@ def _compute_tiles(
     todo = [group for group in groups if not standing.issuperset(group)]
     done = len(lattice) - sum(map(len, todo))
     what = f"{plan.stages[step].name} network"
-    progress(what, done, len(lattice))
-    compute = partial(_tile_task, plan, source, known, scratch, step)
-    tasks = list(zip(todo, threads_of(len(todo), plan.tile_workers), strict=True))
-    for group, made in zip(todo, executor.map(compute, tasks, plan.tile_workers), strict=True):
-        journal.add_tiles(step, made)
-        done += len(group)
-        progress(what, done, len(lattice))
+    making.progress(what, done, len(lattice))
+    at_once = plan.tile_workers if executor.shares_memory else None  # else every worker has memory of its own
+    threads = threads_of(len(todo), at_once) if at_once else [1] * len(todo)
+    tasks = list(zip(todo, threads, strict=True))
+    common = plan, source, known, scratch, step
+    with closing(executor.completed(_tile_task, tasks, at_once, common)) as results:
+        for (group, _), (made, seconds) in results:
+            journal.add_tiles(step, made)
+            done += len(group)
+            making.noted(what, _around([lattice.window(number) for number in group]), seconds, 0)
+            making.progress(what, done, len(lattice))
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    """The smallest window that holds all of them."""
+    row, col = min(window.row for window in windows), min(window.col for window in windows)
+    stop_row, stop_col = max(window.stop[0] for window in windows), max(window.stop[1] for window in windows)
+    return Window(row, col, stop_row - row, stop_col - col)
 
 
 def threads_of(groups: int, workers: int) -> list[int]:
@@ -125,19 +151,23 @@ def threads_of(groups: int, workers: int) -> list[int]:
 
 def _tile_task(
     plan: Plan, source: Source, known: Settled, scratch: "Scratch", step: int, task: tuple[Sequence[int], int]
-) -> list[TileRecord]:
+) -> tuple[list[TileRecord], Seconds]:
     """One group of tiles through the steps before and the network, onto the disk; again, it leaves the same files."""
     group, threads = task
+    clock = Clock()
     before = plan.stages[:step], plan.specs[: step + 1], known.stats[:step]
     windows = [scratch.lattices[step].window(number) for number in group]
-    blocks = [read_tile(source, *before, window, known.predictions) for window in windows]
-    made = plan.stages[step].infer(blocks, known.stats[step], threads)
+    blocks = [read_tile(source, *before, window, known.predictions, clock) for window in windows]
+    with clock(plan.stages[step].name):
+        made = plan.stages[step].infer(blocks, known.stats[step], threads)
     del blocks
     give_back()
-    return [
-        TileRecord(number, scratch.write(step, number, images), made.how)
-        for number, images in zip(group, made.images, strict=True)
-    ]
+    with clock("write"):
+        records = [
+            TileRecord(number, scratch.write(step, number, images), made.how)
+            for number, images in zip(group, made.images, strict=True)
+        ]
+    return records, clock.seconds
 
 
 def give_back() -> None:

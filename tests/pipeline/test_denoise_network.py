@@ -15,7 +15,7 @@ from cubeloom.models.registry import create_model
 from cubeloom.pipeline import inference, memory, store
 from cubeloom.pipeline.encoding import FLOAT
 from cubeloom.pipeline.engine import execute, quiet, run_to_store
-from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.executor import Threads
 from cubeloom.pipeline.journal import MemoryJournal
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.passes import SCRATCH
@@ -417,9 +417,9 @@ def test_a_run_that_was_cut_off_computes_no_tile_again(stored, network, make_sce
     monkeypatch.setattr(Denoise, "infer", noting)
     monkeypatch.setattr("cubeloom.pipeline.stages.denoise_network.TOGETHER", 1)
     journal = KilledJournal()
-    with pytest.raises(Killed), Executor(1) as executor:
+    with pytest.raises(Killed), Threads(1) as executor:
         execute(plan, tmp_path / "cut.zarr", journal, executor, quiet)
-    with Executor(1) as executor:
+    with Threads(1) as executor:
         standing = [record.number for record in journal.tiles().values()]
         assert standing == [0, 1]
         damaged = tmp_path / "cut.zarr" / SCRATCH / "1-1.npy"

@@ -10,7 +10,7 @@ import cubeloom
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline import memory, store
 from cubeloom.pipeline.engine import MemoryJournal, execute, quiet, run_to_store
-from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.executor import Threads
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.plan import make_plan
 from cubeloom.pipeline.readers import open_source
@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_it_was_cut_off(scene, tmp_path, monkeypatch):
     stages = [stage_class("mask")(), stage_class("superres")(scale=2)]
     plan = make_plan(source, stages, workers=1)
     journal = KilledJournal(4)
-    with Executor(1) as executor:
+    with Threads(1) as executor:
         with pytest.raises(Killed):
             execute(plan, tmp_path / "cut.zarr", journal, executor, quiet)
         done = dict(journal.chunks())
