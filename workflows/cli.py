@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +26,10 @@ app = typer.Typer(
 Workers = Annotated[int, typer.Option(help="Block tasks at a time.", min=1)]
 Memory = Annotated[str, typer.Option(help="Memory the run may use, such as 8GB; a plan above it is refused.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new store is complete.")]
+Scenes = Annotated[int, typer.Option(help="Scenes at once, as memory allows; 0: as many as workers, to 4.", min=0)]
+Scheduler = Annotated[str | None, typer.Option(help="Dask cluster: tcp://HOST:PORT, a scheduler file, or processes.")]
+Retries = Annotated[int, typer.Option(help="How often a failure that may pass is tried again.", min=0)]
+Keep = Annotated[int | None, typer.Option(help="Versions of each product that stay; all by default.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Detector = Annotated[str | None, typer.Option(help="vnir or swir, for EnMAP L1B.")]
 CORES = os.cpu_count() or 1
@@ -39,6 +46,13 @@ def run(
     settings: Annotated[list[str] | None, typer.Option("--set", help="STEP.PARAMETER=VALUE; may be repeated.")] = None,
     workers: Workers = CORES,
     memory: Memory = "4GB",
+    scenes: Scenes = 0,
+    scheduler: Scheduler = None,
+    retries: Retries = 2,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another run on the same OUT.", min=0)] = 0.0,
+    keep: Keep = None,
+    again: Annotated[bool, typer.Option("--again", help="Also try scenes that have killed three processes.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with what an earlier run left unfinished.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +66,17 @@ def run(
     from .summary import report_run
 
     chain = load_workflow(workflow, settings or ())
-    options = RunOptions(workers, parse_bytes(memory))
+    options = RunOptions(
+        workers=workers,
+        memory=parse_bytes(memory),
+        scenes=scenes,
+        scheduler=scheduler,
+        retries=retries,
+        wait_s=wait,
+        keep=keep,
+        give_up=not again,
+        resume=resume,
+    )
     known = read_catalog(catalog)
     chosen = select_items(known, ids=items or (), bbox=parse_bbox(bbox) if bbox else None, limit=limit)
     if not chosen:
@@ -60,8 +84,8 @@ def run(
     if dry_run:
         _show_plan(chain, chosen, out, options, as_json)
         return
-    with watched() as progress:
-        result = run_workflow(chain, chosen, out, options, progress)
+    with stoppable() as stop, watched() as progress:
+        result = run_workflow(chain, chosen, out, options, progress, stop)
     report = report_run(result)
     states = [scene.state for scene in result.scenes]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no scenes"
@@ -247,6 +271,27 @@ def info(path: Annotated[Path, typer.Argument(help="A product or a store.")], as
 
 
 @app.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="An output directory.")],
+    state: Annotated[list[str] | None, typer.Option(help="Only scenes in this state; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what became of every scene, and what is under way; also while a run works."""
+    from .console import print_json, print_table
+    from .status import read_status
+
+    found = read_status(out, tuple(state or ()))
+    if as_json:
+        print_json(found.to_json())
+        return
+    counts = ", ".join(f"{number} {name}" for name, number in found.counts().items()) or "no scenes"
+    columns = ("item", "workflow", "state", "tries", "blocks", "since (UTC)", "cause or product")
+    print_table(
+        f"{out}: {counts}; {'a run is at work' if found.running else 'no run is at work'}", columns, found.table()
+    )
+
+
+@app.command()
 def validate(path: Annotated[Path, typer.Argument(help="A store, or an output directory or catalog.")]) -> None:
     """Hash every chunk of a store against its record and check the Scene; or check a catalog and all its products."""
     from .console import say
@@ -364,9 +409,27 @@ def main() -> None:
 
 
 def _stop(*_: object) -> None:
-    """End on SIGTERM as a program does that does not handle it, but let the blocks under way come to their end."""
-    sys.stderr.write("stopped by SIGTERM; a run keeps its finished blocks, the same command goes on from there\n")
+    """End on SIGTERM as a program does that does not handle it, but cleanly."""
+    sys.stderr.write("stopped by SIGTERM\n")
     raise SystemExit(143)
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets: blocks under way come to their end, no other is begun. The second one ends all."""
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        if stop.is_set():
+            _stop()
+        stop.set()
+        sys.stderr.write("stopped by SIGTERM; a run keeps its finished blocks, the same command goes on from there\n")
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.journal import Progress
 
-from .run import SceneProgress, SceneResult
+from .run import SceneProgress, scene_line
+from .scene_task import SceneResult
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -72,6 +73,10 @@ def watched() -> Iterator[SceneProgress]:
 class PlainProgress(SceneProgress):
     """A line a phase and a line a scene."""
 
+    def note(self, words: str) -> None:
+        """Say it."""
+        say(words)
+
     def scene(self, item: CatalogItem) -> Progress:
         """Say each phase once."""
         said: set[str] = set()
@@ -89,38 +94,31 @@ class PlainProgress(SceneProgress):
 
 
 class BarProgress(SceneProgress):
-    """A bar for the scene under way."""
+    """A bar for each scene under way."""
 
     def __init__(self, bars: Any) -> None:  # noqa: ANN401 - rich.progress.Progress
         self.bars = bars
+        self._of: dict[str, Any] = {}
+
+    def note(self, words: str) -> None:
+        """Say it above the bars."""
+        self.bars.console.print(words, highlight=False, markup=False)
 
     def scene(self, item: CatalogItem) -> Progress:
         """Draw a bar that follows the phases of the scene."""
-        self.bar = self.bars.add_task(item.id)
+        bar = self._of[item.id] = self.bars.add_task(item.id)
 
         def tell(what: str, done: int, total: int) -> None:
             if what:
-                self.bars.update(self.bar, description=f"{item.id[-28:]} {what}", completed=done, total=total)
+                self.bars.update(bar, description=f"{item.id[-28:]} {what}", completed=done, total=total)
 
         return tell
 
     def ended(self, result: SceneResult) -> None:
-        """Take the bars away and leave one line."""
-        for task in list(self.bars.task_ids):
-            self.bars.remove_task(task)
-        self.bars.console.print(scene_line(result), highlight=False, markup=False)
-
-
-def scene_line(result: SceneResult) -> str:
-    """One scene's end in one line; a failed one with its cause."""
-    line = f"{result.item.id}: {result.state}"
-    if result.state == "published":
-        resumed = f", {result.resumed_blocks} of them from an earlier run" if result.resumed_blocks else ""
-        spent = sum(result.seconds.values())
-        line += f" in {spent:.1f} s ({counted(result.blocks, 'block')}{resumed}) -> {result.product}"
-    if result.cause:
-        line += f"\n  cause: {result.cause}"
-    return "".join([line, *(f"\n  warning: {warning}" for warning in result.warnings)])
+        """Take the scene's bar away and leave one line."""
+        if result.item.id in self._of:
+            self.bars.remove_task(self._of.pop(result.item.id))
+        self.note(scene_line(result))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,11 +1,17 @@
-"""The ledger of an output directory: which scenes were made, and the finished blocks of those under way.
+"""The ledger of an output directory: what became of every scene, and the finished blocks of those under way.
 
 One SQLite file, written by the runner process alone. A block's row is written after its chunks stand on the disk, so
 a run that was killed at any moment goes on at the first block without a row.
+
+A run claims its scenes for as long as it gives signs of life. The lock of the output directory already keeps a second
+run of this machine out; the leases keep out one of another machine where locks do not reach, on a network file system.
 """
 
 import io
+import platform
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -16,16 +22,23 @@ from typing import Any
 
 import numpy as np
 
+from cubeloom.errors import StoreError
 from cubeloom.pipeline.chunks import Written, clipped_by_variable
 from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.journal import TileRecord
 from cubeloom.pipeline.stages.base import Stats
 from cubeloom.pipeline.tiles import How
 
+VERSION = 2
+"""Of the tables; an older file is brought up to it when it is opened."""
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scene (
-    identity TEXT PRIMARY KEY, item TEXT NOT NULL, workflow TEXT NOT NULL, state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, cause TEXT, product TEXT, started TEXT, ended TEXT);
+    item TEXT NOT NULL, workflow TEXT NOT NULL, state TEXT NOT NULL, identity TEXT NOT NULL DEFAULT '',
+    request TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0, cause TEXT, product TEXT,
+    run TEXT NOT NULL DEFAULT '', host TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0,
+    heartbeat TEXT, deaths INTEGER NOT NULL DEFAULT 0, progress INTEGER NOT NULL DEFAULT 0, started TEXT, ended TEXT,
+    PRIMARY KEY (item, workflow));
 CREATE TABLE IF NOT EXISTS chunk (
     identity TEXT NOT NULL, key TEXT NOT NULL, sha256 TEXT NOT NULL, clipped INTEGER NOT NULL,
     PRIMARY KEY (identity, key)) WITHOUT ROWID;
@@ -41,33 +54,77 @@ CREATE TABLE IF NOT EXISTS tile (
     PRIMARY KEY (identity, step, number)) WITHOUT ROWID;
 """
 
-STATES = ("processing", "succeeded", "failed", "invalid")
+STATES = ("claimed", "processing", "succeeded", "failed", "invalid", "aborted")
+"""Claimed: a run has it on its list. Aborted: the run ended before the scene did; the next one takes it up."""
+
+LEASE_S = 120.0
+"""How long a claim holds without a sign of life of its run."""
+
+_COLUMNS = (
+    "item", "workflow", "state", "identity", "request", "attempts", "cause", "product", "run", "host", "lease",
+    "heartbeat", "deaths", "started", "ended",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SceneRow:
-    """One scene's state: `processing`, `succeeded`, `failed` or `invalid`, with the cause where there is one."""
+    """What is known of one scene and one workflow.
 
-    identity: str
+    Attributes:
+        item: id of the scene's item.
+        workflow: name of the workflow.
+        state: one of `STATES`.
+        identity: of the product made or under way; empty before it was planned.
+        request: what was asked for, see `Ledger.claim`.
+        attempts: how often it was begun.
+        cause: why it failed, is invalid or was aborted.
+        product: path of the store.
+        run: id of the run that claimed it last, on the machine `host`.
+        lease: until when the claim holds, seconds since 1970.
+        heartbeat: the run's last sign of life, UTC.
+        deaths: how often in turn a process died over it and left no more than the one before.
+        started: when it was begun last, UTC.
+        ended: when it came to its end, UTC.
+    """
+
     item: str
     workflow: str
     state: str
+    identity: str
+    request: str
     attempts: int
     cause: str | None
     product: str | None
+    run: str
+    host: str
+    lease: float
+    heartbeat: str | None
+    deaths: int
     started: str | None
     ended: str | None
 
 
 class Ledger:
-    """The SQLite file under `.cubeloom/`; use it as a context manager."""
+    """The SQLite file under `.cubeloom/`; use it as a context manager. Threads of one process may share it.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(SCHEMA)
+    Args:
+        path: the file.
+        readonly: only look, also while a run writes.
+
+    Raises:
+        StoreError: a newer Cubeloom has written it; or, only looking, an older one.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        if not readonly:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _Database(path, readonly=readonly)
+        try:
+            with self._db.transaction():
+                _migrate(self._db, path, readonly=readonly)
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> "Ledger":
         return self
@@ -77,124 +134,271 @@ class Ledger:
     ) -> None:
         self._db.close()
 
-    def begin(self, identity: str, item: str, workflow: str) -> None:
-        """A scene is being worked on, once more or for the first time."""
-        self._db.execute(
-            "INSERT INTO scene (identity, item, workflow, state, attempts, started) "
-            "VALUES (?, ?, ?, 'processing', 1, ?) "
-            "ON CONFLICT (identity) DO UPDATE SET state = 'processing', attempts = attempts + 1, cause = NULL, "
-            "started = excluded.started, ended = NULL",
-            (identity, item, workflow, _now()),
+    def holder(self) -> SceneRow | None:
+        """A scene that a run on another machine holds: its lease lasts, and a file lock may not reach that far."""
+        now, here = time.time(), platform.node()
+        for row in self.scenes():
+            # A lease that ends later than any given now was written by a clock that has been set back since.
+            if row.state in ("claimed", "processing") and row.host != here and now < row.lease <= now + 2 * LEASE_S:
+                return row
+        return None
+
+    def take_over(self) -> None:
+        """Abort what runs that are gone have left; counts the deaths over scenes that had got no further."""
+        lost = [row for row in self.scenes() if row.state in ("claimed", "processing")]
+        with self._db.transaction():
+            for row in lost:
+                died = row.state == "processing"
+                reached = self._progress(row.identity)
+                self._db.run(
+                    "UPDATE scene SET state = 'aborted', cause = ?, ended = ?, "
+                    "deaths = CASE WHEN NOT ? THEN deaths WHEN progress = ? THEN deaths + 1 ELSE 1 END, progress = ? "
+                    "WHERE item = ? AND workflow = ?",
+                    (f"its run {row.run} was killed", _now(), died, reached, reached, row.item, row.workflow),
+                )
+
+    def claim(self, wanted: Mapping[str, str], workflow: str, run: str) -> None:
+        """Put scenes on the list of a run.
+
+        Args:
+            wanted: by the items' ids a digest of what is asked for, or nothing where it is not known. Once such a
+                scene has succeeded, the same request is known to be done without planning it.
+            workflow: name of the workflow.
+            run: id of the run.
+        """
+        with self._db.transaction():
+            for item, request in wanted.items():
+                self._db.run(
+                    "INSERT INTO scene (item, workflow, state, request, run, host, lease, heartbeat) "
+                    "VALUES (?, ?, 'claimed', ?, ?, ?, ?, ?) ON CONFLICT (item, workflow) DO UPDATE SET "
+                    "state = 'claimed', deaths = CASE WHEN request = excluded.request THEN deaths ELSE 0 END, "
+                    "request = excluded.request, run = excluded.run, host = excluded.host, lease = excluded.lease, "
+                    "heartbeat = excluded.heartbeat",
+                    (item, workflow, request, run, platform.node(), time.time() + LEASE_S, _now()),
+                )
+
+    def beat(self, run: str) -> None:
+        """A sign of life: the claims of a run hold on."""
+        self._db.run(
+            "UPDATE scene SET lease = ?, heartbeat = ? WHERE run = ? AND state IN ('claimed', 'processing')",
+            (time.time() + LEASE_S, _now(), run),
         )
 
-    def end(self, identity: str, state: str, *, cause: str | None = None, product: str | None = None) -> None:
+    def release(self, run: str) -> None:
+        """Let go of what a run has not brought to its end."""
+        self._db.run(
+            "UPDATE scene SET state = 'aborted', cause = 'the run was stopped', ended = ? "
+            "WHERE run = ? AND state IN ('claimed', 'processing')",
+            (_now(), run),
+        )
+
+    def begin(self, identity: str, item: str, workflow: str) -> list[str]:
+        """A product is being worked on, once more or for the first time.
+
+        Returns:
+            Identities under which the same scene and workflow were begun before and not finished; what was recorded
+            of them is forgotten, and their staging should go.
+        """
+        row = self.scene(item, workflow)
+        left = row.identity if row and row.identity != identity and not row.product else ""
+        progress = self._progress(identity)
+        with self._db.transaction():
+            self._db.run(
+                "INSERT INTO scene (item, workflow, identity, state, attempts, started, progress) "
+                "VALUES (?, ?, ?, 'processing', 1, ?, ?) "
+                "ON CONFLICT (item, workflow) DO UPDATE SET state = 'processing', attempts = 1 + "
+                "CASE WHEN identity IN ('', excluded.identity) THEN attempts ELSE 0 END, "
+                "identity = excluded.identity, cause = NULL, product = NULL, started = excluded.started, ended = NULL, "
+                "progress = excluded.progress",
+                (item, workflow, identity, _now(), progress),
+            )
+        if left:
+            self.forget(left)
+        return [left] if left else []
+
+    def end(
+        self,
+        item: str,
+        workflow: str,
+        state: str,
+        *,
+        cause: str | None = None,
+        product: str | None = None,
+    ) -> None:
         """A scene came to its end; a product that stands needs its blocks remembered no longer.
 
         How its networks' tiles were computed stays on record.
+
+        Args:
+            item: id of the scene's item.
+            workflow: name of the workflow.
+            state: one of `STATES`.
+            cause: why it failed or is invalid.
+            product: path of the store.
         """
         if state not in STATES:
             raise ValueError(f"state {state!r} is none of {STATES}")
-        self._db.execute(
-            "UPDATE scene SET state = ?, cause = ?, product = ?, ended = ? WHERE identity = ?",
-            (state, cause, product, _now(), identity),
+        self._db.run(
+            "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
+            "product = excluded.product, ended = excluded.ended, "
+            "deaths = CASE WHEN excluded.state = 'failed' THEN deaths ELSE 0 END",
+            (item, workflow, state, cause, product, _now()),
         )
-        if state == "succeeded":
-            self._drop(identity, "chunk", "block", "statistics")
+        row = self.scene(item, workflow)
+        if state == "succeeded" and row:
+            self._drop(row.identity, "chunk", "block", "statistics")
 
     def forget(self, identity: str) -> None:
         """Drop all that was done for a product: its staging is gone."""
         self._drop(identity, "chunk", "block", "statistics", "tile")
 
     def _drop(self, identity: str, *tables: str) -> None:
-        with _transaction(self._db):
+        with self._db.transaction():
             for table in tables:
-                self._db.execute(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
+                self._db.run(f"DELETE FROM {table} WHERE identity = ?", (identity,))  # noqa: S608 - fixed names
 
-    def supersede(self, identity: str, item: str, workflow: str) -> list[str]:
-        """Drop the unfinished attempts at a scene's product under other identities; returns these."""
-        rows = self._db.execute(
-            "SELECT identity FROM scene WHERE item = ? AND workflow = ? AND identity != ? AND state != 'succeeded'",
-            (item, workflow, identity),
-        )
-        dropped = [str(row[0]) for row in rows]
-        for other in dropped:
-            self.forget(other)
-            self._db.execute("DELETE FROM scene WHERE identity = ?", (other,))
-        return dropped
+    def _progress(self, identity: str) -> int:
+        """How many pieces of a product are on record."""
+        tables = ("chunk", "statistics", "tile")
+        counts = [self._db.rows(f"SELECT count(*) FROM {name} WHERE identity = ?", (identity,)) for name in tables]  # noqa: S608
+        return sum(int(rows[0][0]) for rows in counts)
+
+    def scene(self, item: str, workflow: str) -> SceneRow | None:
+        """What is known of one scene."""
+        found = self._scenes("WHERE item = ? AND workflow = ?", (item, workflow))
+        return found[0] if found else None
 
     def scenes(self) -> list[SceneRow]:
         """All scenes, the latest last."""
-        columns = "identity, item, workflow, state, attempts, cause, product, started, ended"
-        rows = self._db.execute(f"SELECT {columns} FROM scene ORDER BY started")  # noqa: S608 - fixed names
+        return self._scenes("ORDER BY started, item", ())
+
+    def _scenes(self, where: str, values: tuple[Any, ...]) -> list[SceneRow]:
+        rows = self._db.rows(f"SELECT {', '.join(_COLUMNS)} FROM scene {where}", values)  # noqa: S608 - fixed names
         return [SceneRow(*row) for row in rows]
+
+    def blocks(self) -> dict[str, int]:
+        """How many blocks of every product under way are finished, by identity."""
+        return dict(self._db.rows("SELECT identity, count(*) FROM block GROUP BY identity", ()))
 
     def journal(self, identity: str) -> "LedgerJournal":
         """The record of one product's finished blocks."""
         return LedgerJournal(self._db, identity)
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All statements of a block of code, or none of them."""
-    db.execute("BEGIN")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # a full disk has ended it already
-            db.execute("ROLLBACK")
-        raise
+class _Database:
+    """One connection for all threads of the process, one statement or transaction at a time."""
+
+    def __init__(self, path: Path, *, readonly: bool) -> None:
+        self._lock = threading.RLock()
+        name = f"{path.resolve().as_uri()}?mode={'ro' if readonly else 'rwc'}"
+        self._connection = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False)
+        if not readonly:
+            self.run("PRAGMA journal_mode=WAL")
+            self.run("PRAGMA synchronous=FULL")
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> None:
+        with self._lock:
+            self._connection.execute(statement, values)
+
+    def run_all(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
+        with self._lock:
+            self._connection.executemany(statement, values)
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All statements of a block of code, or none of them."""
+        with self._lock:
+            self._connection.execute("BEGIN")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk has ended it already
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def _migrate(db: _Database, path: Path, *, readonly: bool) -> None:
+    """Bring the tables up to date; the first ones knew a scene by its identity alone."""
+    found = db.rows("PRAGMA user_version")[0][0]
+    if found > VERSION or (readonly and found < VERSION):
+        advice = "upgrade Cubeloom" if found > VERSION else "the next run brings it up to date"
+        raise StoreError(f"{path}: the ledger is of version {found}, this Cubeloom knows {VERSION}; {advice}")
+    if found == VERSION:
+        return
+    known = {row[0] for row in db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "scene" in known:
+        db.run("ALTER TABLE scene RENAME TO scene_before")
+    for statement in filter(None, map(str.strip, SCHEMA.split(";"))):
+        db.run(statement)
+    if "scene" in known:
+        db.run(
+            "INSERT OR REPLACE INTO scene (item, workflow, state, identity, attempts, cause, product, started, ended) "
+            "SELECT item, workflow, state, CASE WHEN identity LIKE 'unplanned:%' THEN '' ELSE identity END, attempts, "
+            "cause, product, started, ended FROM scene_before ORDER BY started"
+        )
+        db.run("DROP TABLE scene_before")
+    db.run(f"PRAGMA user_version = {VERSION}")
 
 
 class LedgerJournal:
     """The finished blocks and statistics of one product, kept over a kill."""
 
-    def __init__(self, db: sqlite3.Connection, identity: str) -> None:
+    def __init__(self, db: _Database, identity: str) -> None:
         self._db, self._identity = db, identity
 
     def chunks(self) -> Mapping[str, str]:
         """Hashes of the chunks that stand in staging."""
-        return dict(self._db.execute("SELECT key, sha256 FROM chunk WHERE identity = ?", (self._identity,)))
+        return dict(self._db.rows("SELECT key, sha256 FROM chunk WHERE identity = ?", (self._identity,)))
 
     def clipped(self) -> Mapping[str, int]:
         """Values clipped so far, by variable."""
-        rows = self._db.execute("SELECT key, clipped FROM chunk WHERE identity = ? AND clipped > 0", (self._identity,))
+        rows = self._db.rows("SELECT key, clipped FROM chunk WHERE identity = ? AND clipped > 0", (self._identity,))
         return clipped_by_variable(dict(rows))
 
     def add_block(self, window: Window, written: Written) -> None:
         """Record a finished block and its chunks in one transaction."""
-        with _transaction(self._db):
-            self._db.executemany(
+        with self._db.transaction():
+            self._db.run_all(
                 "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?)",
                 [(self._identity, key, sha256, written.clipped.get(key, 0)) for key, sha256 in written.hashes.items()],
             )
             values = (self._identity, window.row, window.col, window.height, window.width, written.nbytes)
-            self._db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._db.run("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def statistics(self, step: int, number: int, part: int) -> Stats | None:
         """Partial sums recorded for a block of a statistics pass."""
         key = (self._identity, step, number, part)
-        row = self._db.execute(
+        rows = self._db.rows(
             "SELECT sums FROM statistics WHERE identity = ? AND step = ? AND number = ? AND part = ?", key
-        ).fetchone()
-        return _unpack(row[0]) if row else None
+        )
+        return _unpack(rows[0][0]) if rows else None
 
     def add_statistics(self, step: int, number: int, part: int, sums: Stats) -> None:
         """Record the partial sums of one block."""
         key = (self._identity, step, number, part)
-        self._db.execute("INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)", (*key, _pack(sums)))
+        self._db.run("INSERT OR REPLACE INTO statistics VALUES (?, ?, ?, ?, ?)", (*key, _pack(sums)))
 
     def tiles(self) -> Mapping[tuple[int, int], TileRecord]:
         """The tiles that were computed, by step and number."""
         columns = "step, number, crc32, device, precision, batch, wanted"
-        rows = self._db.execute(f"SELECT {columns} FROM tile WHERE identity = ?", (self._identity,))  # noqa: S608
+        rows = self._db.rows(f"SELECT {columns} FROM tile WHERE identity = ?", (self._identity,))  # noqa: S608
         return {(step, number): TileRecord(number, crc32, How(*how)) for step, number, crc32, *how in rows}
 
     def add_tiles(self, step: int, records: Sequence[TileRecord]) -> None:
         """Record a group of tiles in one transaction."""
         rows = [(self._identity, step, record.number, record.crc32, *astuple(record.how)) for record in records]
-        with _transaction(self._db):
-            self._db.executemany("INSERT OR REPLACE INTO tile VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        with self._db.transaction():
+            self._db.run_all("INSERT OR REPLACE INTO tile VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _pack(sums: Stats) -> bytes:

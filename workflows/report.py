@@ -11,12 +11,19 @@ from cubeloom.errors import ConfigError
 from .figures import noise_uri, picture_uri, spectra_uri
 from .samples import ClassShare, Noise, Spectra
 
-STATES = {"failed": "failed", "invalid": "not taken", "published": "published", "unchanged": "unchanged"}
+STATES = {
+    "failed": "failed",
+    "invalid": "not taken",
+    "aborted": "not reached",
+    "published": "published",
+    "unchanged": "unchanged",
+}
 """States of a scene in the order of the page, and what they are called there."""
 
 _ADVICE = {
     "failed": "Mend the cause and run the same command again: what is finished is left alone.",
     "invalid": "The workflow does not take such a scene. Leave it out with --items, or run another workflow on it.",
+    "aborted": "Run the same command again: it goes on at the next missing block.",
 }
 _DETAILED = 40
 """With more scenes than this the pictures are smaller and plots are left out, so that the page stays light."""
@@ -189,7 +196,7 @@ def _caption(name: str) -> str:
 def _start(run_id: str) -> str:
     """The run's start in words, from its id; the id itself where it is no time."""
     try:
-        time = datetime.strptime(run_id, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        time = datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     except ValueError:
         return run_id
     return f"{time.day} {time:%B %Y, %H:%M} UTC"

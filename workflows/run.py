@@ -1,76 +1,63 @@
-"""Run a workflow over a catalog: scenes one after the other, blocks in parallel, one bad scene stops nothing."""
+"""Run a workflow over a catalog: some scenes at once, blocks in parallel, one bad scene stops nothing."""
 
-import errno
-import hashlib
 import platform
-import resource
-import shutil
 import sqlite3
+import threading
 import time
-import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import xarray as xr
 
 import cubeloom
 from cubeloom.catalogs.items import CatalogItem
-from cubeloom.catalogs.publish import publish_item, write_index
-from cubeloom.errors import ConfigError, CubeloomError, InputError, StoreError
-from cubeloom.pipeline import store
-from cubeloom.pipeline.engine import execute
-from cubeloom.pipeline.executor import Executor
-from cubeloom.pipeline.journal import Progress, inference_summary
+from cubeloom.catalogs.publish import write_index
+from cubeloom.errors import CubeloomError, LockedError, StoreError
+from cubeloom.pipeline.executor import open_executor
+from cubeloom.pipeline.journal import Progress
 from cubeloom.pipeline.memory import DEFAULT_MEMORY
-from cubeloom.pipeline.overviews import overview_factors
-from cubeloom.pipeline.plan import Plan, make_plan
-from cubeloom.pipeline.quicklook import write_quicklooks
-from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.pipeline.readers import open_source
+from cubeloom.pipeline.store import COMMIT
 
-from .describe import product_record
+from .batch import Batch, delay_s
+from .budget import Budget
 from .layout import Layout
-from .ledger import Ledger
+from .ledger import LEASE_S, Ledger
+from .run_log import RunLog
+from .scene_task import SceneResult, SceneTask, Shared, content_of, plan_scene, request_key
 from .schema import Workflow
+from .sweep import STAGING_KEPT_S, sweep
+
+MOST_DEATHS = 3
+"""A scene over which so many processes in turn have died, and left no more than the one before, is given up."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run uses the machine: blocks at a time, and bytes of memory."""
+    """How a run uses the machine.
+
+    Attributes:
+        workers: block tasks at a time.
+        memory: bytes.
+        scenes: scenes under way at once, as far as the memory allows; 0 for as many as there are workers, at most 4.
+        scheduler: a Dask cluster's address, or `processes` for one of its own; None for threads.
+        retries: how often a scene is tried again whose failure may pass.
+        wait_s: seconds to wait for another run on the same output.
+        keep: how many versions of each product stay; None for all.
+        give_up: leave alone what has killed `MOST_DEATHS` processes.
+        resume: go on with unfinished products; otherwise they are begun anew.
+    """
 
     workers: int = 2
     memory: int = DEFAULT_MEMORY
-
-
-@dataclass
-class SceneResult:
-    """What became of one scene.
-
-    Attributes:
-        state: `published`, `unchanged`, `failed` or `invalid` (the workflow does not take such a scene).
-        cause: why it failed or is invalid.
-        exit_code: what a run of this scene alone ends with.
-        seconds: wall time of each phase.
-        warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
-        inference: how the networks' tiles were computed, see `inference_summary`.
-    """
-
-    item: CatalogItem
-    state: str = "failed"
-    cause: str = ""
-    exit_code: int = 0
-    identity: str = ""
-    product: Path | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    blocks: int = 0
-    resumed_blocks: int = 0
-    nbytes: int = 0
-    clipped: dict[str, int] = field(default_factory=dict)
-    peak_mib: float = 0.0
-    warnings: list[str] = field(default_factory=list)
-    inference: list[dict[str, Any]] = field(default_factory=list)
+    scenes: int = 0
+    scheduler: str | None = None
+    retries: int = 2
+    wait_s: float = 0.0
+    keep: int | None = None
+    give_up: bool = True
+    resume: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,49 +73,18 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when every scene has its product; 3 when some have none, or 2 when the call itself is why."""
+        """0 when every scene has its product; 143 after a stop; 3 when some have none, 2 when the call is why."""
         codes = {scene.exit_code for scene in self.scenes}
+        if 143 in codes:
+            return 143
         return 0 if codes <= {0} else 2 if codes == {2} else 3
-
-
-def run(
-    workflow: Workflow,
-    items: Iterable[CatalogItem],
-    out: Path,
-    options: RunOptions = RunOptions(),
-    progress: "SceneProgress | None" = None,
-) -> RunResult:
-    """Run a workflow over catalog items and publish what comes of it under `out`.
-
-    What is published already with the same identity is left alone. A scene that fails is quarantined with its cause,
-    and the others go on.
-
-    Raises:
-        LockedError: another run writes to `out`.
-        ModelError: a model that the workflow names cannot be read; nothing is written.
-        StoreError: the ledger under `out` cannot be read or written.
-    """
-    workflow.digest()
-    started = time.perf_counter()
-    run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    layout = Layout(out)
-    report = progress or SceneProgress()
-    results = []
-    try:
-        with layout.locked(), Ledger(layout.ledger) as ledger, Executor(options.workers) as executor:
-            for item in items:
-                task = _SceneTask(workflow, item, layout, ledger, executor, options, report)
-                results.append(task.run())
-                report.ended(results[-1])
-            write_index(out)
-    except sqlite3.Error as error:
-        raise StoreError(f"{layout.ledger}: the ledger cannot be used: {error}") from error
-    machine = f"{platform.node()}, {platform.system()} {platform.machine()}, cubeloom {cubeloom.__version__}"
-    return RunResult(run_id, workflow, out, tuple(results), time.perf_counter() - started, machine)
 
 
 class SceneProgress:
     """What a run tells while it works; this one says nothing, the command line's draws bars."""
+
+    def note(self, words: str) -> None:
+        """Something about the run as a whole."""
 
     def scene(self, item: CatalogItem) -> Progress:
         """A scene begins; gives the function that its blocks are reported to."""
@@ -138,208 +94,192 @@ class SceneProgress:
         """A scene came to its end."""
 
 
+def run(
+    workflow: Workflow,
+    items: Iterable[CatalogItem],
+    out: Path,
+    options: RunOptions = RunOptions(),
+    progress: SceneProgress | None = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Run a workflow over catalog items and publish what comes of it under `out`.
+
+    What is published already with the same identity is left alone. A scene that fails is quarantined with its cause,
+    and the others go on. Once `stop` is set, the blocks under way come to their end, and nothing else is begun.
+
+    Raises:
+        LockedError: another run writes to `out`.
+        ModelError: a model that the workflow names cannot be read; nothing is written.
+        StoreError: the ledger under `out` cannot be read or written.
+    """
+    digest = workflow.digest()
+    started = time.perf_counter()
+    layout, stop = Layout(out), stop or threading.Event()
+    try:
+        with layout.locked(options.wait_s, stop), Ledger(layout.ledger) as ledger:
+            if holder := ledger.holder():
+                raise LockedError(
+                    f"{out}: run {holder.run} on {holder.host} holds {holder.item}, its last sign of life was at "
+                    f"{holder.heartbeat}; wait for it, or for its lease to end"
+                )
+            run_id = layout.new_run()
+            with RunLog(layout.run(run_id)) as log:
+                log.event("run begins", run=run_id, workflow=workflow.name, digest=digest, options=vars(options))
+                scenes = _Run(workflow, digest, run_id, layout, ledger, log, options, progress, stop).scenes(
+                    list(items)
+                )
+                log.event("run ends", seconds=time.perf_counter() - started, stopped=stop.is_set())
+    except sqlite3.Error as error:
+        raise StoreError(f"{layout.ledger}: the ledger cannot be used: {error}") from error
+    machine = f"{platform.node()}, {platform.system()} {platform.machine()}, cubeloom {cubeloom.__version__}"
+    return RunResult(run_id, workflow, out, tuple(scenes), time.perf_counter() - started, machine)
+
+
 @dataclass
-class _SceneTask:
-    """One scene's way from its product to the published store."""
+class _Run:
+    """A run that holds the output directory."""
 
     workflow: Workflow
-    item: CatalogItem
+    digest: str
+    run_id: str
     layout: Layout
     ledger: Ledger
-    executor: Executor
+    log: RunLog
     options: RunOptions
-    progress: SceneProgress
+    progress: SceneProgress | None
+    stop: threading.Event
+    report: SceneProgress = field(init=False)
 
-    def run(self) -> SceneResult:
-        result = SceneResult(self.item)
-        try:
-            self._make(result)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:  # noqa: BLE001 - one bad scene, whatever its trouble, stops nothing
-            self._fail(result, error)
+    def __post_init__(self) -> None:
+        self.report = self.progress or SceneProgress()
+
+    def scenes(self, items: Sequence[CatalogItem]) -> list[SceneResult]:
+        """What became of every item, in order."""
+        self.ledger.take_over()
+        sweep(self.layout, self.ledger, STAGING_KEPT_S if self.options.resume else 0.0)
+        results = {n: done for n, item in enumerate(items) if (done := self._settled(item)) is not None}
+        for result in results.values():
+            self._ended(result)
+        todo = [number for number in range(len(items)) if number not in results]
+        wanted = {items[number].id: request_key(items[number], self.digest) for number in todo}
+        self.ledger.claim(wanted, self.workflow.name, self.run_id)
+        with self._alive():
+            if todo:
+                results |= self._make(items, todo)
+            if todo or not (self.layout.out / "catalog.json").exists():
+                write_index(self.layout.out)
+        for number, item in enumerate(items):
+            if number not in results:
+                results[number] = SceneResult(item, "aborted", "the run was stopped before it began", 143)
+        return [results[number] for number in range(len(items))]
+
+    def _settled(self, item: CatalogItem) -> SceneResult | None:
+        """A scene that needs no work: its product stands as it was asked for, or it has killed too many processes."""
+        row = self.ledger.scene(item.id, self.workflow.name)
+        if row is None or row.request != request_key(item, self.digest):
+            return None
+        if row.state == "succeeded" and row.request:
+            product = self.layout.product(item.id, self.workflow.name, row.identity)
+            if self.layout.stands(item.id, self.workflow.name, row.identity):
+                return SceneResult(item, "unchanged", identity=row.identity, product=product)
+        if self.options.give_up and row.deaths >= MOST_DEATHS:
+            return self._given_up(item, row.deaths)
+        return None
+
+    def _given_up(self, item: CatalogItem, deaths: int) -> SceneResult:
+        cause = (
+            f"{deaths} processes in turn died over this scene, and none got further than the one before (out of "
+            "memory, or a crash in a library?); it is left alone until its files or the workflow change; --again tries it"
+        )
+        self.ledger.end(item.id, self.workflow.name, "failed", cause=cause)
+        self.layout.put_aside(item.id, self.workflow.name, {"item": item.id, "state": "failed", "cause": cause})
+        return SceneResult(item, "failed", cause, 3)
+
+    def _make(self, items: Sequence[CatalogItem], todo: Sequence[int]) -> dict[int, SceneResult]:
+        """Make what is to be made: first, one by one, what a process died over, so that it is known which it is."""
+        options = self.options
+        died = {row.item for row in self.ledger.scenes() if row.workflow == self.workflow.name and row.deaths}
+        suspects = [number for number in todo if items[number].id in died]
+        others = [number for number in todo if items[number].id not in died]
+        results: dict[int, SceneResult] = {}
+        with open_executor(options.workers, options.scheduler, self.stop) as executor:
+            if executor.dashboard:
+                self.report.note(f"dashboard: {executor.dashboard}")
+            shared = Shared(
+                self.workflow, self.digest, executor.workers, self.layout, self.ledger, self.log, executor,
+                Budget(options.memory), lambda item: item, options.keep,
+            )  # fmt: skip
+            for numbers, at_once in ((suspects, 1), (others, options.scenes or min(executor.workers, 4))):
+                made = self._batch([items[number] for number in numbers], shared, at_once)
+                results |= {numbers[place]: result for place, result in made.items()}
+        return results
+
+    def _batch(self, items: Sequence[CatalogItem], shared: Shared, at_once: int) -> dict[int, SceneResult]:
+        tasks = [partial(self._one, item, shared) for item in items]
+        return Batch(tasks, at_once, self._again, self.stop).run()
+
+    def _one(self, item: CatalogItem, shared: Shared) -> SceneResult:
+        return SceneTask(item, shared, self.report.scene(item)).run()
+
+    def _again(self, number: int, result: SceneResult, runs: int) -> bool:
+        """Whether a scene is tried again; if not, it has come to its end."""
+        result.attempts = runs
+        again = result.retryable and runs <= self.options.retries
+        if again:
+            result.warnings.append(f"tried again in {delay_s(runs):.0f} s: {result.cause}")
+            self.log.event("scene waits", item=result.item.id, cause=result.cause, seconds=delay_s(runs))
         else:
-            if result.state in {"published", "unchanged"}:
-                self._tidy(result.identity)
-        result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return result
+            self._ended(result)
+        return again
 
-    def _tidy(self, identity: str) -> None:
-        """The product stands: what is left of attempts under other identities goes, and so does the quarantine."""
-        for abandoned in self.ledger.supersede(identity, self.item.id, self.workflow.name):
-            shutil.rmtree(self.layout.staging(abandoned), ignore_errors=True)
-        self.layout.release(self.item.id, self.workflow.name)
+    def _ended(self, result: SceneResult) -> None:
+        self.log.event(
+            "scene ends",
+            item=result.item.id,
+            state=result.state,
+            cause=result.cause,
+            attempts=result.attempts,
+            identity=result.identity,
+            product=result.product,
+            seconds={phase: round(spent, 4) for phase, spent in result.seconds.items()},
+            blocks=result.blocks,
+            resumed_blocks=result.resumed_blocks,
+            bytes=result.nbytes,
+            peak_mib=round(result.peak_mib, 1),
+            warnings=result.warnings,
+        )
+        self.log.say(scene_line(result))
+        self.report.ended(result)
 
-    def _make(self, result: SceneResult) -> None:
-        with _timed(result, "open"):
-            product = self.item.product_path
-            try:
-                source = open_source(product, **self.workflow.open)
-                self.workflow.require(source.spec)
-            except ConfigError as error:
-                self._set_aside(result, "invalid", error)
-                return
-            plan = plan_scene(self.workflow, source, self.options, content_of(self.item))
-        result.identity, result.blocks = plan.identity, plan.blocks
-        result.product = self.layout.product(self.item.id, self.workflow.name, plan.identity)
-        if self._stands(result.product):
-            result.state = "unchanged"
-            return
-        self.ledger.begin(plan.identity, self.item.id, self.workflow.name)
-        if not (result.product / store.COMMIT).is_file():
-            self._build(plan, result)
-        self._announce(plan, result)
-        self.ledger.end(plan.identity, "succeeded", product=str(result.product))
-        result.state = "published"
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Give signs of life for as long as the run works, and let go of its scenes at the end."""
+        over = threading.Event()
 
-    def _stands(self, product: Path) -> bool:
-        """Whether the product is published and the item points to it."""
-        pointer = self.layout.item(self.item.id, self.workflow.name)
-        return (product / store.COMMIT).is_file() and pointer.is_file() and product.name in pointer.read_text()
+        def beat() -> None:
+            while not over.wait(LEASE_S / 4):
+                self.ledger.beat(self.run_id)
 
-    def _build(self, plan: Plan, result: SceneResult) -> None:
-        staged = self.layout.staging(plan.identity)
-        journal = self.ledger.journal(plan.identity)
-        if not staged.exists():
-            self.ledger.forget(plan.identity)
-        left = plan.missing(journal.chunks())
-        result.resumed_blocks = plan.blocks - len(left.ingest) - len(left.steps)
-        clock = _PhaseClock(result, self.progress.scene(self.item))
-        record = execute(plan, staged, journal, self.executor, clock)
-        clock.stop()
-        result.clipped = record["clipped"]
-        assert result.product is not None
-        store.publish(staged, result.product)
-
-    def _announce(self, plan: Plan, result: SceneResult) -> None:
-        """Quicklooks beside the store, then the STAC item: the last thing written, since it publishes."""
-        product = result.product
-        assert product is not None
-        result.inference = inference_summary(self.ledger.journal(plan.identity).tiles())
-        result.warnings += [_fell_back(one) for one in result.inference if one["wanted"]]
-        result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
-        with _timed(result, "publish"):
-            pictures = {}
-            try:
-                pictures = write_quicklooks(open_overview(product), product.with_suffix(".quicklooks"))
-            except Exception as error:  # noqa: BLE001 - a picture must not cost the product
-                result.warnings.append(f"no quicklooks: {describe(error)}")
-            record = product_record(
-                plan.groups[0],
-                self.item,
-                product,
-                workflow=self.workflow.name,
-                identity=plan.identity,
-                commit_sha256=hashlib.sha256((product / store.COMMIT).read_bytes()).hexdigest(),
-                pictures=pictures,
-                properties={"cubeloom:inference": result.inference} if result.inference else {},
-            )
-            publish_item(self.layout.out, record)
-
-    def _fail(self, result: SceneResult, error: Exception) -> None:
-        if result.identity and (isinstance(error, InputError | StoreError) or _disk_is_full(error)):
-            # What stands may be damaged, and fills the disk; first of all, since on a full one nothing can be written.
-            shutil.rmtree(self.layout.staging(result.identity), ignore_errors=True)
-            self.ledger.forget(result.identity)
-        self._set_aside(result, "failed", error)
-
-    def _set_aside(self, result: SceneResult, state: str, error: Exception) -> None:
-        result.state, result.cause = state, describe(error)
-        result.exit_code = 2 if state == "failed" and getattr(error, "exit_code", 1) == 2 else 3
-        identity = result.identity or f"unplanned:{self.workflow.name}:{self.item.id}"
-        self.ledger.begin(identity, self.item.id, self.workflow.name)
-        self.ledger.end(identity, state, cause=result.cause)
-        cause: dict[str, Any] = {
-            "item": self.item.id,
-            "document": str(self.item.self_path),
-            "workflow": self.workflow.name,
-            "state": state,
-            "cause": result.cause,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        if not isinstance(error, CubeloomError):
-            cause["traceback"] = traceback.format_exception(error)
-        self.layout.put_aside(self.item.id, self.workflow.name, cause)
+        heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            over.set()
+            heart.join()
+            self.ledger.release(self.run_id)
 
 
-def _fell_back(inference: dict[str, Any]) -> str:
-    computed = "{device} x{batch} in {precision}".format(**inference)
-    return (
-        f"step {inference['step']}: memory did not suffice for {inference['wanted']}; {inference['tiles']} tiles were "
-        f"computed on {computed}"
-    )
-
-
-def open_overview(product: Path, longest_side: int = 600) -> xr.Dataset:
-    """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
-    shape = open_source(product).spec.shape
-    fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
-    return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
-
-
-def content_of(item: CatalogItem) -> str:
-    """Digest of the item's files as its checksums tell it; empty where it has none, so that they must be hashed."""
-    try:
-        return item.content_key()
-    except InputError:
-        return ""
-
-
-def plan_scene(workflow: Workflow, source: Source, options: RunOptions, content: str = "") -> Plan:
-    """The plan of a workflow over one open source."""
-    return make_plan(
-        source,
-        workflow.stages(),
-        publish=workflow.publish,
-        workers=options.workers,
-        memory=options.memory,
-        content=content,
-        workflow={"workflow": workflow.digest()},
-    )
-
-
-def describe(error: BaseException) -> str:
-    """An error in words: our own as they are, others with their class."""
-    if isinstance(error, CubeloomError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    cause = error.__cause__ if isinstance(error, StoreError) else error
-    return isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class _timed:  # noqa: N801 - reads as a word
-    """Adds the wall time of a block of code to a scene's phases."""
-
-    def __init__(self, result: SceneResult, phase: str) -> None:
-        self.result, self.phase = result, phase
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.perf_counter() - self.started
-        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + spent
-
-
-class _PhaseClock:
-    """Passes progress on, and times each phase by the calls that name it."""
-
-    def __init__(self, result: SceneResult, then: Progress) -> None:
-        self.result, self.then = result, then
-        self.phase, self.since = "layout", time.perf_counter()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        phase = "statistics" if "statistics" in what else what
-        now = time.perf_counter()
-        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + now - self.since
-        self.phase, self.since = phase, now
-        self.then(what, done, total)
-
-    def stop(self) -> None:
-        self("", 0, 0)
+def scene_line(result: SceneResult) -> str:
+    """One scene's end in one line; a failed one with its cause."""
+    line = f"{result.item.id}: {result.state}"
+    if result.state == "published":
+        resumed = f", {result.resumed_blocks} of them from an earlier run" if result.resumed_blocks else ""
+        blocks = f"{result.blocks} block{'' if result.blocks == 1 else 's'}"
+        line += f" in {sum(result.seconds.values()):.1f} s ({blocks}{resumed}) -> {result.product}"
+    if result.cause:
+        line += f"\n  cause: {result.cause}"
+    return "".join([line, *(f"\n  warning: {warning}" for warning in result.warnings)])
 
 
 @dataclass(frozen=True)
@@ -360,18 +300,18 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
     Raises:
         ModelError: a model that the workflow names cannot be read.
     """
-    workflow.digest()
+    digest = workflow.digest()
     layout = Layout(out)
     planned = []
     for item in items:
         try:
             source = open_source(item.product_path, **workflow.open)
             workflow.require(source.spec)
-            plan = plan_scene(workflow, source, options, content_of(item))
+            plan = plan_scene(workflow, source, options.workers, options.memory, content_of(item), digest)
         except CubeloomError as error:
             planned.append(PlannedScene(item.id, "fail", str(error)))
             continue
-        standing = (layout.product(item.id, workflow.name, plan.identity) / store.COMMIT).is_file()
+        standing = (layout.product(item.id, workflow.name, plan.identity) / COMMIT).is_file()
         steps = " > ".join(stage.name for stage in plan.stages) or "ingest"
         skipped = [f"{stage.name} skipped: {stage.skipped}" for stage in workflow.stages() if stage.skipped]
         detail = "; ".join([f"{steps} on {plan.block_shape[0]} x {plan.block_shape[1]} px blocks", *skipped])

@@ -11,8 +11,9 @@ from cubeloom.untrusted import load_json
 
 from .layout import Layout
 from .report import RunSummary, SceneSummary, render_report
-from .run import RunResult, SceneResult, open_overview
+from .run import RunResult
 from .samples import class_shares, sample_spectra
+from .scene_task import SceneResult, open_overview
 
 SAMPLED_SCENES = 40
 """Above this many scenes the report shows no spectra, so none are read."""

@@ -1,0 +1,322 @@
+"""One scene's way from its catalog item to the published product."""
+
+import errno
+import hashlib
+import json
+import resource
+import shutil
+import sqlite3
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+import cubeloom
+from cubeloom.catalogs.items import CatalogItem
+from cubeloom.catalogs.publish import publish_item
+from cubeloom.errors import ConfigError, CubeloomError, InputError, RetryableError, Stopped, StoreError
+from cubeloom.pipeline import store
+from cubeloom.pipeline.engine import execute
+from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.journal import Progress, inference_summary
+from cubeloom.pipeline.overviews import overview_factors
+from cubeloom.pipeline.plan import Plan, make_plan
+from cubeloom.pipeline.quicklook import write_quicklooks
+from cubeloom.pipeline.readers import Source, open_scene, open_source
+
+from .budget import Budget
+from .describe import product_record
+from .layout import Layout
+from .ledger import Ledger
+from .run_log import RunLog
+from .schema import Workflow
+from .sweep import drop_versions
+
+
+@dataclass
+class SceneResult:
+    """What became of one scene.
+
+    Attributes:
+        state: `published`, `unchanged`, `failed`, `invalid` (the workflow does not take such a scene) or `aborted`
+            (the run was stopped before it came to its end).
+        cause: why it failed or is invalid.
+        exit_code: what a run of this scene alone ends with.
+        attempts: how often this run tried.
+        seconds: wall time of each phase.
+        warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
+        inference: how the networks' tiles were computed, see `inference_summary`.
+        retryable: whether it failed in a way that may pass.
+    """
+
+    item: CatalogItem
+    state: str = "failed"
+    cause: str = ""
+    exit_code: int = 0
+    attempts: int = 1
+    identity: str = ""
+    product: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    blocks: int = 0
+    resumed_blocks: int = 0
+    nbytes: int = 0
+    clipped: dict[str, int] = field(default_factory=dict)
+    peak_mib: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    inference: list[dict[str, Any]] = field(default_factory=list)
+    retryable: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all scenes of a run have in common.
+
+    Attributes:
+        workflow: what is done to each.
+        digest: its digest.
+        workers: block tasks at a time, for the plans.
+        fetch: gives an item whose files are on this machine.
+        keep: how many versions of each product stay; None for all.
+    """
+
+    workflow: Workflow
+    digest: str
+    workers: int
+    layout: Layout
+    ledger: Ledger
+    log: RunLog
+    executor: Executor
+    budget: Budget
+    fetch: Callable[[CatalogItem], CatalogItem]
+    keep: int | None = None
+
+
+@dataclass
+class SceneTask:
+    """A scene that a run has claimed."""
+
+    item: CatalogItem
+    shared: Shared
+    progress: Progress
+
+    def run(self) -> SceneResult:
+        """Make the product, and publish it; whatever the trouble, it is this scene's alone.
+
+        Raises:
+            sqlite3.Error: the ledger cannot be used, so no scene can go on.
+        """
+        result = SceneResult(self.item)
+        self.shared.log.event("scene begins", item=self.item.id)
+        try:
+            self._make(result)
+        except sqlite3.Error:
+            raise
+        except Stopped as error:
+            result.state, result.cause, result.exit_code = "aborted", str(error), error.exit_code
+        except Exception as error:  # noqa: BLE001 - one bad scene, whatever its trouble, stops nothing
+            self._fail(result, error)
+        else:
+            if result.state in {"published", "unchanged"}:
+                self.shared.layout.release(self.item.id, self.shared.workflow.name)
+        result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return result
+
+    def _make(self, result: SceneResult) -> None:
+        shared = self.shared
+        with _timed(result, "open"):
+            item = shared.fetch(self.item)
+            try:
+                source = open_source(item.product_path, **shared.workflow.open)
+                shared.workflow.require(source.spec)
+            except ConfigError as error:
+                self._set_aside(result, "invalid", error)
+                return
+            content = content_of(self.item)
+            plan = plan_scene(shared.workflow, source, shared.workers, shared.budget.total, content, shared.digest)
+        result.identity, result.blocks = plan.identity, plan.blocks
+        result.product = shared.layout.product(self.item.id, shared.workflow.name, plan.identity)
+        result.state = "unchanged"
+        if not shared.layout.stands(self.item.id, shared.workflow.name, plan.identity):
+            self._publish(plan, result)
+            result.state = "published"
+        self._end(result)
+
+    def _publish(self, plan: Plan, result: SceneResult) -> None:
+        shared = self.shared
+        for left in shared.ledger.begin(plan.identity, self.item.id, shared.workflow.name):
+            shutil.rmtree(shared.layout.staging(left), ignore_errors=True)
+        assert result.product is not None
+        if not (result.product / store.COMMIT).is_file():
+            with shared.budget.reserved(plan.projected_bytes):
+                self._build(plan, result)
+        self._announce(plan, result)
+
+    def _end(self, result: SceneResult) -> None:
+        self.shared.ledger.end(
+            self.item.id,
+            self.shared.workflow.name,
+            "succeeded",
+            product=str(result.product),
+        )
+
+    def _build(self, plan: Plan, result: SceneResult) -> None:
+        staged = self.shared.layout.staging(plan.identity)
+        journal = self.shared.ledger.journal(plan.identity)
+        if not staged.exists():
+            self.shared.ledger.forget(plan.identity)
+        left = plan.missing(journal.chunks())
+        result.resumed_blocks = plan.blocks - len(left.ingest) - len(left.steps)
+        clock = _PhaseClock(result, self.progress)
+        noted = partial(self.shared.log.block, self.item.id)
+        record = execute(plan, staged, journal, self.shared.executor, clock, noted)
+        clock.stop()
+        result.clipped = record["clipped"]
+        assert result.product is not None
+        store.publish(staged, result.product)
+
+    def _announce(self, plan: Plan, result: SceneResult) -> None:
+        """Quicklooks beside the store, then the STAC item: the last thing written, since it publishes."""
+        product, shared = result.product, self.shared
+        assert product is not None
+        result.inference = inference_summary(shared.ledger.journal(plan.identity).tiles())
+        result.warnings += [_fell_back(one) for one in result.inference if one["wanted"]]
+        result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
+        with _timed(result, "publish"):
+            pictures = {}
+            try:
+                pictures = write_quicklooks(open_overview(product), product.with_suffix(".quicklooks"))
+            except Exception as error:  # noqa: BLE001 - a picture must not cost the product
+                result.warnings.append(f"no quicklooks: {describe(error)}")
+            record = product_record(
+                plan.groups[0],
+                self.item,
+                product,
+                workflow=shared.workflow.name,
+                identity=plan.identity,
+                commit_sha256=hashlib.sha256((product / store.COMMIT).read_bytes()).hexdigest(),
+                pictures=pictures,
+                properties={"cubeloom:inference": result.inference} if result.inference else {},
+            )
+            publish_item(shared.layout.out, record)
+            if shared.keep is not None:
+                drop_versions(shared.layout, self.item.id, shared.workflow.name, product, shared.keep)
+
+    def _fail(self, result: SceneResult, error: Exception) -> None:
+        result.retryable = isinstance(error, RetryableError)
+        if result.identity and (isinstance(error, InputError | StoreError) or _disk_is_full(error)):
+            # What stands may be damaged, and fills the disk; first of all, since on a full one nothing can be written.
+            shutil.rmtree(self.shared.layout.staging(result.identity), ignore_errors=True)
+            self.shared.ledger.forget(result.identity)
+        self._set_aside(result, "failed", error)
+
+    def _set_aside(self, result: SceneResult, state: str, error: Exception) -> None:
+        result.state, result.cause = state, describe(error)
+        result.exit_code = 2 if state == "failed" and getattr(error, "exit_code", 1) == 2 else 3
+        workflow = self.shared.workflow.name
+        self.shared.ledger.end(self.item.id, workflow, state, cause=result.cause)
+        cause: dict[str, Any] = {
+            "item": self.item.id,
+            "document": str(self.item.self_path),
+            "workflow": workflow,
+            "state": state,
+            "cause": result.cause,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if not isinstance(error, CubeloomError):
+            cause["traceback"] = traceback.format_exception(error)
+        self.shared.layout.put_aside(self.item.id, workflow, cause)
+
+
+def _fell_back(inference: dict[str, Any]) -> str:
+    computed = "{device} x{batch} in {precision}".format(**inference)
+    return (
+        f"step {inference['step']}: memory did not suffice for {inference['wanted']}; {inference['tiles']} tiles were "
+        f"computed on {computed}"
+    )
+
+
+def open_overview(product: Path, longest_side: int = 600) -> xr.Dataset:
+    """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
+    shape = open_source(product).spec.shape
+    fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
+    return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
+
+
+def content_of(item: CatalogItem) -> str:
+    """Digest of the item's files as its checksums tell it; empty where it has none, so that they must be hashed."""
+    try:
+        return item.content_key()
+    except InputError:
+        return ""
+
+
+def request_key(item: CatalogItem, digest: str) -> str:
+    """Digest of what decides a product, as far as it is known without opening the scene; empty where it is not."""
+    content = content_of(item)
+    parts = [content, digest, cubeloom.__version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest() if content else ""
+
+
+def plan_scene(
+    workflow: Workflow, source: Source, workers: int, memory: int, content: str = "", digest: str = ""
+) -> Plan:
+    """The plan of a workflow over one open source; `content` and `digest` where they are known already."""
+    return make_plan(
+        source,
+        workflow.stages(),
+        publish=workflow.publish,
+        workers=workers,
+        memory=memory,
+        content=content,
+        workflow={"workflow": digest or workflow.digest()},
+    )
+
+
+def describe(error: BaseException) -> str:
+    """An error in words: our own as they are, others with their class."""
+    if isinstance(error, CubeloomError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class _timed:  # noqa: N801 - reads as a word
+    """Adds the wall time of a block of code to a scene's phases."""
+
+    def __init__(self, result: SceneResult, phase: str) -> None:
+        self.result, self.phase = result, phase
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self.started
+        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + spent
+
+
+class _PhaseClock:
+    """Passes progress on, and times each phase by the calls that name it."""
+
+    def __init__(self, result: SceneResult, then: Progress) -> None:
+        self.result, self.then = result, then
+        self.phase, self.since = "layout", time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        phase = "statistics" if "statistics" in what else what
+        now = time.perf_counter()
+        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + now - self.since
+        self.phase, self.since = phase, now
+        self.then(what, done, total)
+
+    def stop(self) -> None:
+        self("", 0, 0)
