@@ -1,24 +1,22 @@
 """Limits for everything that comes from outside: XML, YAML, JSON, names, archives and raster headers.
 
 Each function either returns something safe to use or raises one error that names the file and the limit. Nothing is
-repaired or renamed: an archive with one bad member is refused as a whole.
+repaired or renamed.
 """
 
 import json
 import re
 import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Hashable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, ParseError  # noqa: TID251 - the types alone; defusedxml parses
 
 import yaml
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeElementTree
 
+from cubeloom.archives import read_zip_member, unpack_tar, zip_members
 from cubeloom.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ __all__ = [
     "load_yaml",
     "open_raster",
     "parse_xml",
+    "read_yaml",
     "read_zip_member",
     "safe_name",
     "unpack_tar",
@@ -38,17 +37,14 @@ __all__ = [
 
 XML_LIMIT = 64 * 2**20
 """Bytes of one XML document; EnMAP's metadata have about 4 MiB."""
+MARKUP_LIMIT = 4_000_000
+"""Tags and attributes of one XML document, of some hundred bytes of memory each; EnMAP's have 0.1 million."""
 JSON_LIMIT = 256 * 2**20
+JSON_DEPTH = 100
+"""Lists and objects inside each other in one JSON document; a multipolygon in an item collection has 9."""
 YAML_LIMIT = 2**20
-
-MEMBER_LIMIT = 10_000
-"""Members of one archive."""
-UNPACKED_LIMIT = 64 * 2**30
-"""Bytes of one archive when unpacked."""
-RATIO_LIMIT = 200
-"""How many times larger than the archive its content may be ..."""
-RATIO_FLOOR = 100 * 2**20
-"""... once the content exceeds this many bytes: an all-zero quality mask rightly packs 1000 to 1."""
+YAML_DIGITS = 100
+"""Characters of one number in YAML: `1:1:1:...` is one to base 60, and takes quadratic time."""
 
 DECODED_LIMIT = 16 * 2**30
 """Bytes of one raster when decoded: some 20 EnMAP scenes of 1300 x 1300 x 224 uint16."""
@@ -73,6 +69,8 @@ def parse_xml(source: bytes | Path, origin: str = "") -> Element:
         origin, source = origin or str(source), _read_limited(source, XML_LIMIT, "XML document")
     if len(source) > XML_LIMIT:
         raise InputError(f"{origin}: the XML document has {len(source):,} bytes; at most {XML_LIMIT:,} are read")
+    if source.count(b"<") + source.count(b"=") > MARKUP_LIMIT:
+        raise InputError(f"{origin}: the XML document has more than {MARKUP_LIMIT:,} tags and attributes")
     try:
         root: Element = SafeElementTree.fromstring(source, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -86,38 +84,60 @@ def parse_xml(source: bytes | Path, origin: str = "") -> Element:
 
 
 def load_json(path: Path, limit: int = JSON_LIMIT) -> Any:  # noqa: ANN401 - any JSON value
-    """The content of a JSON file of at most `limit` bytes.
+    """The content of a JSON file of at most `limit` bytes, nested at most `JSON_DEPTH` deep.
 
     Raises:
-        InputError: too large, unreadable, or not JSON.
+        InputError: too large, unreadable, nested too deep, or not JSON.
     """
     data = _read_limited(path, limit, "JSON document")
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
+    if _deeper_than(content, JSON_DEPTH):
+        raise InputError(f"{path}: the JSON document is nested more than {JSON_DEPTH} deep")
+    return content
+
+
+def _deeper_than(content: object, limit: int) -> bool:
+    """Whether lists and objects stand more than `limit` deep inside each other; what walks them may then recurse."""
+    level = [content]
+    for _ in range(limit):
+        inner = (
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        )
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def _read_limited(path: Path, limit: int, what: str) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end, nor begin
+            raise InputError(f"{path}: cannot be read (not a file)")
         with path.open("rb") as file:
             data = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(data) > limit:
         raise InputError(f"{path}: the {what} has {path.stat().st_size:,} bytes; at most {limit:,} are read")
     return data
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without the two constructs that surprise: aliases (which may blow up) and keys given twice."""
+    """YAML without the constructs that surprise: aliases (which may blow up), tags, and keys given twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        what = "aliases (*name)" if isinstance(event, yaml.AliasEvent) else event.tag and f"tags ({event.tag})"
+        if what:
+            raise yaml.composer.ComposerError(None, None, f"{what} are not allowed", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:  # noqa: ANN401 - as the base class
+        if node.tag.endswith((":int", ":float")) and len(node.value) > YAML_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "the number is too long", node.start_mark)
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -128,6 +148,21 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
+    """Plain data of a YAML file, as `load_yaml`.
+
+    Raises:
+        ConfigError: says what and in which line.
+    """
+    try:
+        text = _read_limited(path, 4 * YAML_LIMIT, "YAML document").decode()
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML, which is text in UTF-8 ({error})") from None
+    return load_yaml(text, str(path))
 
 
 def load_yaml(text: str, origin: str) -> Any:  # noqa: ANN401 - any YAML value
@@ -148,7 +183,7 @@ def load_yaml(text: str, origin: str) -> Any:  # noqa: ANN401 - any YAML value
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{origin}{where}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ConfigError(f"{origin}: not valid YAML ({error})") from None
     except RecursionError:
         raise ConfigError(f"{origin}: the YAML document is nested too deep") from None
@@ -173,119 +208,11 @@ def safe_name(name: str, what: str = "id") -> str:
     return name
 
 
-def zip_members(path: Path) -> list[zipfile.ZipInfo]:
-    """The files in a ZIP archive, once all its members have passed the limits.
-
-    Raises:
-        InputError: not a ZIP, or an absolute or climbing name, a link, a name twice, encryption, too many members,
-            or too much content.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: not a readable ZIP archive ({error}); it may be cut short") from None
-    guard = _ArchiveGuard(path)
-    for member in members:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{path}: member {member.filename!r} is a link; links in archives are refused")
-        if member.flag_bits & 1:
-            raise InputError(f"{path}: member {member.filename!r} is encrypted; unpack the archive and read the folder")
-        guard.admit(member.orig_filename, member.file_size)
-    return [member for member in members if not member.is_dir()]
-
-
-def read_zip_member(path: Path, name: str, limit: int = XML_LIMIT) -> bytes:
-    """The content of one member of a ZIP archive, at most `limit` bytes of it measured while unpacking.
-
-    Raises:
-        InputError: the member is larger, or damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            data = file.read(limit + 1)
-    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, NotImplementedError, ValueError) as error:
-        raise InputError(f"{path}: member {name!r} cannot be unpacked ({error})") from None
-    if len(data) > limit:
-        raise InputError(f"{path}: member {name!r} has more than {limit:,} bytes")
-    return data
-
-
-def unpack_tar(path: Path, into: Path, wanted: Callable[[str], bool]) -> list[Path]:
-    """Unpack the wanted members of a tar archive (plain or compressed) in one pass.
-
-    Args:
-        path: the archive.
-        into: existing empty folder.
-        wanted: tells by a member's name whether to unpack it; all members are checked.
-
-    Returns:
-        The files written, all below `into`.
-
-    Raises:
-        InputError: as `zip_members`; sizes are those met while streaming.
-    """
-    guard, written = _ArchiveGuard(path), []
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                guard.admit(member.name, member.size)
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise InputError(f"{path}: member {member.name!r} is a link or device, which archives may not hold")
-                content = archive.extractfile(member)
-                if content is not None and wanted(member.name):
-                    written.append(_write(content, into / PurePosixPath(member.name)))
-    except (tarfile.TarError, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: not a readable tar archive ({error}); it may be cut short") from None
-    return written
-
-
-def _write(content: IO[bytes], target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
-        for piece in _pieces(content):
-            file.write(piece)
-    return target
-
-
-def _pieces(content: IO[bytes]) -> Iterator[bytes]:
-    while piece := content.read(2**20):
-        yield piece
-
-
-class _ArchiveGuard:
-    """Checks the members of one archive one after the other."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.names, self.size = path, set[str](), 0
-        self.cap = min(UNPACKED_LIMIT, max(RATIO_FLOOR, RATIO_LIMIT * path.stat().st_size))
-
-    def admit(self, name: str, size: int) -> None:
-        """Take one more member into account, or refuse the archive."""
-        plain = str(PurePosixPath(name))
-        climbs = ".." in PurePosixPath(name).parts or name.startswith("/") or re.match("[A-Za-z]:", name)
-        if climbs or "\\" in name or "\0" in name or not name:
-            raise InputError(f"{self.path}: member {name!r} would be unpacked outside its folder; archive refused")
-        if plain in self.names:
-            raise InputError(f"{self.path}: two members are named {name!r}; archive refused")
-        self.names.add(plain)
-        self.size += size
-        if len(self.names) > MEMBER_LIMIT:
-            raise InputError(f"{self.path}: more than {MEMBER_LIMIT:,} members; archive refused")
-        if self.size > self.cap:
-            raise InputError(
-                f"{self.path}: unpacks to more than {self.cap:,} bytes ({RATIO_LIMIT} times its size, at most "
-                f"{UNPACKED_LIMIT:,}); archive refused"
-            )
-
-
 def open_raster(name: str, origin: str) -> "DatasetReader":
     """Open a GeoTIFF, ENVI or JPEG 2000 file, by the driver of its suffix alone, and check its header.
 
     Args:
-        name: path for GDAL, `/vsizip/...` included.
+        name: path of a file, or `/vsizip/{ARCHIVE}/MEMBER`.
         origin: the file in the user's words, for messages.
 
     Raises:
@@ -294,6 +221,10 @@ def open_raster(name: str, origin: str) -> "DatasetReader":
     import rasterio
     from rasterio.errors import RasterioError
 
+    if not name.startswith("/vsizip/{"):
+        if name.startswith("/vsi"):
+            raise InputError(f"{origin}: GDAL's virtual file systems are not read; expected a file")
+        name = str(Path(name).absolute())  # `GTIFF_DIR:...` or `http:...` in front would mean something to GDAL
     driver = DRIVERS.get(Path(name).suffix.lower(), "ENVI")
     # ENVI needs its .hdr beside it; the others get to see no sidecar files at all.
     listing = "TRUE" if driver == "ENVI" else "EMPTY_DIR"
@@ -313,6 +244,9 @@ def open_raster(name: str, origin: str) -> "DatasetReader":
 def _check_header(dataset: "DatasetReader", origin: str) -> None:
     import numpy as np
 
+    if not dataset.dtypes or any("complex" in dtype for dtype in dataset.dtypes):
+        found = ", ".join(sorted(set(dataset.dtypes))) or "no bands"
+        raise InputError(f"{origin}: holds {found}; expected bands of real numbers")
     item = max(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
     total = dataset.width * dataset.height * dataset.count * item
     if total > DECODED_LIMIT:
