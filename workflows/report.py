@@ -170,6 +170,7 @@ def _card(number: int, scene: SceneSummary, detailed: bool, out: Path) -> dict[s
     return {
         "anchor": f"scene-{number}",
         "scene": scene,
+        "has_section": scene.state in ("failed", "invalid", "published") or (detailed and scene.state == "unchanged"),
         "advice": scene.advice or _ADVICE.get(scene.state, ""),
         "thumbnail": picture_uri(thumbnail, _THUMBNAIL_SIDE) if thumbnail else "",
         "pictures": [{"caption": _caption(name), "uri": picture_uri(path, side)} for name, path in shown],

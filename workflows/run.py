@@ -189,7 +189,7 @@ class _Run:
     def _given_up(self, item: CatalogItem, deaths: int) -> SceneResult:
         cause = (
             f"{deaths} processes in turn died over this scene, and none got further than the one before (out of "
-            "memory, or a crash in a library?); it is left alone until its files or the workflow change; --again tries it"
+            "memory, or a crash in a library?); it stays until its files or the workflow change, or --again is given"
         )
         self.ledger.end(item.id, self.workflow.name, "failed", cause=cause)
         self.layout.put_aside(item.id, self.workflow.name, {"item": item.id, "state": "failed", "cause": cause})

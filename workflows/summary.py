@@ -77,6 +77,7 @@ def _scene_record(scene: SceneResult, out: Path) -> dict[str, Any]:
         "item": scene.item.id,
         "state": scene.state,
         "cause": scene.cause,
+        "attempts": scene.attempts,
         "identity": scene.identity,
         "product": str(scene.product.relative_to(out)) if scene.product else None,
         "seconds": {phase: round(spent, 3) for phase, spent in scene.seconds.items()},
@@ -111,8 +112,11 @@ def _scene_summary(out: Path, workflow: str, record: dict[str, Any], sampled: bo
     product = out / record["product"] if record["product"] else None
     if product is None or record["state"] not in {"published", "unchanged"}:
         return known
+    item = Layout(out).item(record["item"], workflow)
+    if record["state"] == "unchanged" and not sampled:  # the table alone names it
+        return _replaced(known, item=item)
     try:
-        return _with_product(known, Layout(out).item(record["item"], workflow), product, sampled)
+        return _with_product(known, item, product, sampled)
     except CubeloomError as error:
         return _replaced(known, warnings=(*known.warnings, f"the product cannot be shown: {error}"))
 

@@ -109,6 +109,21 @@ def test_a_page_says_what_became_of_every_scene_failures_first(tmp_path, publish
         assert part in text, part
 
 
+def test_of_many_scenes_every_one_has_its_line_and_only_the_new_ones_a_section(tmp_path):
+    item = tmp_path / "scenes" / "OLD" / "flow.json"
+    old = [SceneSummary(f"OLD_{number}", "unchanged", item=item) for number in range(50)]
+    aborted = SceneSummary("LATE", "aborted", cause="the run was stopped before it began")
+    failed = SceneSummary("BAD", "failed", cause="cut short", peak_mib=812.0, seconds={"open": 3.0})
+    new = SceneSummary("NEW", "published", seconds={"open": 7.0})
+    page, _ = read(tmp_path, *old, aborted, failed, new)
+    text = " ".join(" ".join(page.text).split())
+    assert len(page.ids) == 2, "the failed one and the new one"
+    assert all(f"OLD_{number}" in text for number in range(50))
+    assert "LATE the run was stopped before it began not reached" in text
+    assert "BAD cut short failed 3.0 s 851 MB" in text
+    assert page.hrefs.count("../../scenes/OLD/flow.json") == 50
+
+
 def test_names_and_causes_cannot_add_markup(tmp_path):
     evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
     scene = SceneSummary(evil, "failed", cause=evil, title=evil, attribution=evil)
