@@ -28,6 +28,12 @@ def read_document(path: Path) -> Document:
     return content
 
 
+def is_remote(href: str) -> bool:
+    """Whether an href names something on another machine that can be fetched from there: https, http or s3."""
+    scheme, found, _ = href.partition("://")
+    return bool(found) and scheme.lower() in ("https", "http", "s3")
+
+
 def local_path(href: str, base: Path) -> Path:
     """The real path that an href names; nothing is opened, symbolic links are followed.
 
@@ -38,9 +44,13 @@ def local_path(href: str, base: Path) -> Path:
     Raises:
         InputError: the href is remote, or one of GDAL's virtual file systems.
     """
-    parts = urlsplit(href)
+    try:
+        parts = urlsplit(href)
+    except ValueError:
+        raise InputError(f"{base}: {href[:200]!r} is no href") from None
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        raise InputError(f"{base}: {href!r} is not on this machine; download it and use a catalog of local files")
+        shown = href.partition("?")[0]  # the rest may hold a signature
+        raise InputError(f"{base}: {shown!r} is not on this machine; download it and use a catalog of local files")
     name = unquote(parts.path)
     if "\0" in name or name.startswith("/vsi"):
         raise InputError(f"{base}: {href!r} is not a path that a catalog may name; expected a file or folder")

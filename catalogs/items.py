@@ -9,11 +9,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.untrusted import safe_name
 
-from .documents import Document, is_within, links, local_path, read_document
+from .documents import Document, is_remote, is_within, links, local_path, read_document
 
 ZARR = "application/vnd+zarr"
 """Media type (without parameters) of a Zarr store."""
@@ -29,18 +30,35 @@ _PRODUCT_KEYS = ("product", "metadata", "image")
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of an item; `href` as the document has it, `checksum` a hexadecimal multihash or empty."""
+    """A file of an item.
+
+    Attributes:
+        href: as the document has it.
+        checksum: hexadecimal multihash, or empty.
+        roles: of STAC, such as `data` and `thumbnail`.
+        media_type: such as `application/xml`.
+        etag: of the server that has it, or empty.
+        size: in bytes; None where the item does not tell.
+        file_name: what the file is called; empty where it cannot be a file name.
+    """
 
     href: str
     checksum: str = ""
     roles: tuple[str, ...] = ()
     media_type: str = ""
     etag: str = ""
+    size: int | None = None
+    file_name: str = ""
 
     @property
     def is_zarr(self) -> bool:
         """Whether this is a Zarr store, a folder without a checksum of its own."""
         return self.media_type.partition(";")[0].strip() in (ZARR, "application/x-zarr")
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether this is there to be looked at, and no stage reads it."""
+        return bool(_PICTURES & set(self.roles))
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,7 @@ class CatalogItem:
         Raises:
             InputError: no asset holds a product, or it is not on this machine, or outside `roots`.
         """
-        key = next((key for key in _PRODUCT_KEYS if key in self.assets), None)
-        key = key or next((key for key, asset in self.assets.items() if asset.is_zarr), None)
+        key = self._product_key()
         if key is None:
             raise InputError(
                 f"{self.self_path}: item {self.id} has the assets {', '.join(self.assets) or 'none'}; "
@@ -86,6 +103,17 @@ class CatalogItem:
             raise InputError(f"{self.self_path}: asset {key!r} of {self.id} leads to {path}, outside {allowed}")
         return path
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the product must be downloaded before `open_scene` can read it; see `catalogs.download`."""
+        key = self._product_key()
+        read = [self.assets[key]] if key else [asset for asset in self.assets.values() if not asset.is_picture]
+        return bool(read) and all(is_remote(asset.href) for asset in read)
+
+    def _product_key(self) -> str | None:
+        key = next((key for key in _PRODUCT_KEYS if key in self.assets), None)
+        return key or next((key for key, asset in self.assets.items() if asset.is_zarr), None)
+
     def content_key(self) -> str:
         """Digest (sha256, hex) of what the item's files hold, as far as the item tells.
 
@@ -95,7 +123,7 @@ class CatalogItem:
         Raises:
             InputError: the item has none of the three.
         """
-        read = {key: a for key, a in self.assets.items() if not a.is_zarr and not _PICTURES & set(a.roles)}
+        read = {key: a for key, a in self.assets.items() if not a.is_zarr and not a.is_picture}
         marks = [f"{key}={asset.checksum or asset.etag}" for key, asset in sorted(read.items())]
         if not marks or any(mark.endswith("=") for mark in marks):
             updated = self.properties.get("updated")
@@ -123,7 +151,7 @@ def read_catalog(path: str | Path, roots: Sequence[Path] = ()) -> list[CatalogIt
     real_roots = tuple(Path(root).resolve() for root in roots)
     items: dict[str, CatalogItem] = {}
     for document, source in _walk(start):
-        item = _item(document, source, real_roots)
+        item = parse_item(document, source, real_roots)
         if item.id in items:
             raise InputError(
                 f"{start}: two items are called {item.id!r}, in {items[item.id].self_path} and {source}; products are "
@@ -244,7 +272,17 @@ def _what(document: object) -> str:
     return f"found an object of type {kind!r} with the keys {keys}" if kind else f"found an object with the keys {keys}"
 
 
-def _item(document: object, source: Path, roots: tuple[Path, ...]) -> CatalogItem:
+def parse_item(document: object, source: Path, roots: tuple[Path, ...] = ()) -> CatalogItem:
+    """A STAC item, checked.
+
+    Args:
+        document: the item.
+        source: the file that holds it, which relative hrefs start from.
+        roots: folders that its assets must lie in.
+
+    Raises:
+        InputError: it is no item, or a part that is used is broken.
+    """
     if not isinstance(document, Mapping) or not {"stac_version", "id", "properties", "assets"} <= set(document):
         raise InputError(f"{source}: a GeoJSON feature that is no STAC item; {_what(document)}; expected assets and id")
     item_id = safe_name(str(document["id"]), f"{source}: item id")
@@ -275,7 +313,23 @@ def _asset(value: object, where: str) -> Asset:
         roles=tuple(map(str, value.get("roles") or ())),
         media_type=str(value.get("type") or ""),
         etag=str(etag),
+        size=_size(value.get("file:size")),
+        file_name=_file_name(value),
     )
+
+
+def _size(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _file_name(asset: Mapping[str, Any]) -> str:
+    """The last part of `file:local_path` or of the href, where it can be the name of a file."""
+    for place in (asset.get("file:local_path"), asset["href"]):
+        try:
+            return safe_name(unquote(urlsplit(str(place or "")).path).rstrip("/").rpartition("/")[2])
+        except (InputError, ValueError):
+            continue
+    return ""
 
 
 def _bbox(value: object, where: str) -> BBox | None:

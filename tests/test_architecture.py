@@ -13,7 +13,7 @@ ALLOWED = {
     "pipeline": {"pipeline", "models"},
     "workflows": {"workflows", "pipeline", "catalogs", "models"},
 }
-FREE = {"errors", "untrusted", "__version__"}
+FREE = {"errors", "untrusted", "network", "__version__"}
 
 
 def sources(folder: str) -> list[Path]:
