@@ -146,7 +146,7 @@ def test_tiles_without_any_value_are_nan_and_cost_nothing(kind, network, make_sc
     calls = []
     original = inference.predict
     monkeypatch.setattr(
-        inference, "predict", lambda handle, x, valid: calls.append(len(x)) or original(handle, x, valid)
+        inference, "predict", lambda handle, x, valid, threads: calls.append(len(x)) or original(handle, x, valid)
     )
     found = made(scene, Mask(), stage)["denoised"]
     assert np.isnan(found[:, :, :140]).all()
@@ -211,7 +211,9 @@ def test_the_network_is_told_the_noise_of_what_it_gets(network, make_scene, monk
     scene["quality"].values[:] = 0
     stage = network("eigenimages", card={**EIGEN, "tile": 128}, strength=0.5)
     seen = []
-    monkeypatch.setattr(inference, "predict", lambda handle, x, valid: seen.append(x) or (x[:, 0], inference.How()))
+    monkeypatch.setattr(
+        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, 0], inference.How())
+    )
     made(scene, stage)
     (x,) = seen
     images, sigma = x[0, :, :, :100, :90]
@@ -225,7 +227,9 @@ def test_scaled_bands_lie_between_0_and_1(network, make_scene, monkeypatch):
     scene = make_scene(height=100, width=90, bands=12, background=0)
     scene["reflectance"].values[2, 0, 0] = 40.0
     seen = []
-    monkeypatch.setattr(inference, "predict", lambda handle, x, valid: seen.append(x) or (x[:, 0], inference.How()))
+    monkeypatch.setattr(
+        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, 0], inference.How())
+    )
     made(scene, network("bands", card={"tile": 128}))
     (x,) = seen
     assert x.shape[:3] == (2, 1, 7), "eleven good bands in windows of seven that share three"
@@ -238,7 +242,7 @@ def test_reflection_comes_in_at_the_scene_edge_alone(network, make_scene, monkey
     """The network sees the scene's own pixels in every tile; only a scene smaller than its tile is grown."""
     seen = []
     monkeypatch.setattr(
-        inference, "predict", lambda handle, x, valid: seen.append((x, valid)) or (x[:, 0], inference.How())
+        inference, "predict", lambda handle, x, valid, threads: seen.append((x, valid)) or (x[:, 0], inference.How())
     )
     scene = make_scene(height=150, width=140, bands=8, background=0)
     scene["quality"].values[:] = 0

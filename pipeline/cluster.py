@@ -1,0 +1,382 @@
+"""Block tasks on the workers of a Dask cluster: processes of our own on this machine, or a cluster that runs already.
+
+The graph holds names, windows and handles. What all tasks of a round have in common travels once, as a task of its own
+that the others refer to; when the worker that holds it is lost, Dask makes it anew.
+"""
+
+import logging
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
+from distributed.client import ClosedClientError, FutureCancelledError
+from distributed.protocol.pickle import dumps, loads
+from threadpoolctl import threadpool_limits
+
+import cubeloom
+from cubeloom.errors import ConfigError, CubeloomError, RetryableError
+
+from .executor import Executor, Pending, Round, Skipped
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+OWN = "processes"
+"""Stands for a cluster of our own."""
+
+PROTOCOLS = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
+
+LARGEST_COMMON = 32 * 2**20
+"""Bytes that the tasks of a round may have in common: statistics of 224 bands take some hundred kB a step."""
+
+IN_FLIGHT = 128
+"""Tasks that the scheduler knows of at least: names cost nothing there, and no worker waits for the next one."""
+
+WORKERLESS_S = 300.0
+"""Seconds that a cluster may be without any worker: batch systems take their time to start one."""
+
+_POLL_S = 0.2
+_LOOK_S = 5.0
+_CLOSE_S = 5.0
+
+_PACKAGES = ("numcodecs", "numpy", "scipy", "torch")
+"""Beside Cubeloom and Python, what decides the bytes of a product."""
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+_SETTINGS = {
+    # Dask's own would have glibc give back freed memory at once, so that every array costs page faults anew.
+    "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
+    # The plan has projected the memory, and nothing of size lies in Dask's own.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+"""Of a cluster of our own."""
+
+_NO_SOURCE = {"distributed.diagnostics.computations.nframes": 0}
+"""Else Dask looks up the caller's source code, and sends it, with every task."""
+
+
+class Cluster(Executor):
+    """Runs block tasks on the workers of a Dask cluster.
+
+    The workers must see the input files and the staging folder under the same paths as this process. A task whose
+    worker is lost runs again on another one; it leaves the same files.
+    """
+
+    shares_memory = False
+
+    def __init__(self, client: Client, stop: threading.Event | None = None, dashboard: str = "") -> None:
+        super().__init__(stop)
+        self.client, self.dashboard = client, dashboard
+
+    @property
+    def workers(self) -> int:
+        """Threads of all workers that are there now; 1 before the first one has come."""
+        with _connection(self.client):
+            threads: dict[str, int] = self.client.nthreads()
+        return max(sum(threads.values()), 1)
+
+    @property
+    def _most(self) -> int:
+        return max(2 * self.workers + 1, IN_FLIGHT)
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Pending[T]:  # noqa: ANN401 - any arguments
+        """Start one task."""
+        alone: _ClusterRound[tuple[Any, ...], T] = _ClusterRound(self.client, threading.Event(), _apply, (function,))
+        alone.start([(0, args)])
+        return _Lone(alone)
+
+    def _round(self, function: Callable[..., T], common: Sequence[Any]) -> "_ClusterRound[Any, T]":
+        return _ClusterRound(self.client, self.stop, function, common)
+
+
+def _apply(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    return function(*args)
+
+
+@dataclass(frozen=True)
+class _Lone(Pending[T]):
+    """A task that is a round of its own."""
+
+    round: "_ClusterRound[tuple[Any, ...], T]"
+
+    def result(self) -> T:
+        ((_, _, result),) = self.round.wait()
+        assert not isinstance(result, Skipped)
+        return result
+
+
+class _ClusterRound(Round[A, T]):
+    def __init__(
+        self, client: Client, stop: threading.Event, function: Callable[..., T], common: Sequence[Any]
+    ) -> None:
+        self.client, self.stop = client, stop
+        self.name, self.token = function.__name__.strip("_"), uuid.uuid4().hex
+        self.held = False
+        self.under_way: dict[Future[Any], tuple[int, A]] = {}
+        self.ended: SimpleQueue[Future[Any]] = SimpleQueue()
+        self.seen = self.looked = time.monotonic()
+        packed = dumps(_Job(self.token, function, tuple(common), versions()))
+        if len(packed) > LARGEST_COMMON:
+            raise ConfigError(
+                f"{self.name}: the tasks have {len(packed) / 2**20:.0f} MiB in common, and at most "
+                f"{LARGEST_COMMON / 2**20:.0f} MiB travel to a cluster; take a scene from files, not from memory"
+            )
+        with _connection(client):
+            self.job = client.submit(_unpacked, packed, key=f"common-{self.token}", pure=False)
+
+    def start(self, tasks: Sequence[tuple[int, A]]) -> None:
+        if not tasks:
+            return
+        numbers, arguments = zip(*tasks, strict=True)
+        keys = [f"{self.name}-{self.token}-{number}" for number in numbers]
+        with _connection(self.client):
+            futures = self.client.map(_run, [self.job] * len(tasks), arguments, key=keys, pure=False)
+        for future, task in zip(futures, tasks, strict=True):
+            self.under_way[future] = task
+            future.add_done_callback(self.ended.put)
+
+    def wait(self) -> Sequence[tuple[int, A, T | Skipped]]:
+        ended = self._ended()
+        finished = [future for future in ended if future.status == "finished"]
+        for future in ended:
+            if future.status != "finished":
+                raise self._trouble(future) from future.exception()
+        with _connection(self.client):
+            results = self.client.gather(finished)
+        made: list[tuple[int, A, T | Skipped]] = []
+        for future, result in zip(finished, results, strict=True):
+            if isinstance(result, _Refusal):
+                raise result.error from result.cause
+            made.append((*self.under_way.pop(future), result))
+        return made
+
+    def _ended(self) -> list[Future[Any]]:
+        """The tasks that have ended, at least one; meanwhile looks after stop and workers."""
+        ended: list[Future[Any]] = []
+        while not ended:
+            with suppress(Empty):
+                ended.append(self.ended.get(timeout=_POLL_S))
+                while True:
+                    ended.append(self.ended.get_nowait())
+            if self.stop.is_set():
+                self._hold()
+            if not ended:
+                self._look()
+        return ended
+
+    def _hold(self) -> None:
+        """Let no worker begin any of the tasks that wait."""
+        if not self.held:
+            self.held = True
+            with _connection(self.client):
+                self.client.run(_halt, self.token, on_error="ignore")
+
+    def _look(self) -> None:
+        """Give up on a cluster that has had no worker for long."""
+        now = time.monotonic()
+        if now - self.looked < _LOOK_S:
+            return
+        self.looked = now
+        with _connection(self.client):
+            if self.client.nthreads():
+                self.seen = now
+                return
+        if self.held or now - self.seen > WORKERLESS_S:
+            raise RetryableError(f"the cluster has had no worker for {now - self.seen:.0f} s; start some")
+
+    def _trouble(self, future: Future[Any]) -> BaseException:
+        """The error of a task that gave no result."""
+        error: BaseException | None = future.exception()
+        what = f"{self.name} {self.under_way[future][1]}"
+        if isinstance(error, KilledWorker):
+            return RetryableError(
+                f"{what}: {error.allowed_failures + 1} workers died over it, the last one was "
+                f"{error.last_worker.address}; if it was for memory, give each worker more"
+            )
+        if isinstance(error, FutureCancelledError):
+            return RetryableError(f"{what}: the cluster has dropped it ({error.reason}); is its scheduler up?")
+        assert error is not None
+        return error
+
+    def close(self) -> None:
+        with suppress(RetryableError):
+            if self.under_way:
+                self._hold()
+            while self.under_way:
+                for future in self._ended():
+                    del self.under_way[future]
+        self.under_way.clear()
+
+
+@contextmanager
+def _connection(client: Client) -> Iterator[None]:
+    """A lost connection in words of ours."""
+    try:
+        yield
+    except (OSError, ClosedClientError, FutureCancelledError) as error:
+        raise RetryableError(
+            f"{client}: the connection to the cluster is lost ({error}); is its scheduler up?"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the tasks of a round have in common."""
+
+    token: str
+    function: Callable[..., Any]
+    common: tuple[Any, ...]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """An error that a task raised on purpose, with what lay under it: Dask would leave that out."""
+
+    error: CubeloomError
+    cause: OSError | None
+
+
+_HALTED: set[str] = set()
+"""In a worker: rounds whose tasks it is to begin no more."""
+
+
+def _unpacked(packed: bytes) -> _Job:
+    job: _Job = loads(packed)
+    return job
+
+
+def _run(job: _Job, argument: Any) -> Any:  # noqa: ANN401 - any task
+    """One task, in a worker."""
+    if job.token in _HALTED:
+        return Skipped.NOT_BEGUN
+    try:
+        _prepare(tuple(job.versions.items()))
+        return job.function(*job.common, argument)
+    except CubeloomError as error:
+        return _Refusal(error, error.__cause__ if isinstance(error.__cause__, OSError) else None)
+
+
+def _halt(token: str) -> None:
+    _HALTED.add(token)
+
+
+@cache
+def _prepare(expected: tuple[tuple[str, str], ...]) -> None:
+    """Once in a worker: the same software as its client, and one thread for each task's linear algebra."""
+    own = versions()
+    if wrong := [f"{name} {own[name]}, expected {found}" for name, found in expected if own[name] != found]:
+        raise ConfigError(
+            f"worker on {platform.node()}: has {'; '.join(wrong)}. A product's bytes depend on it: run the workers in "
+            "the same environment as this process"
+        )
+    os.environ.update(_ONE_THREAD)  # for libraries that are still to be loaded
+    threadpool_limits(1)
+
+
+def versions() -> dict[str, str]:
+    """The software that decides the bytes of a product."""
+    found = {"cubeloom": cubeloom.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+class _Deaf(WorkerPlugin):
+    """Signals that a terminal or a service manager sends to all processes are for the runner to heed."""
+
+    def setup(self, worker: Any) -> None:  # noqa: ANN401
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def open_cluster(
+    workers: int, scheduler: str | Client, stop: threading.Event | None, *, dashboard: bool = False
+) -> Iterator[Cluster]:
+    """A cluster as an executor; arguments and errors as `open_executor`."""
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_NO_SOURCE))
+        if isinstance(scheduler, Client):
+            client = scheduler
+        else:
+            client = stack.enter_context(_own(workers, dashboard) if scheduler == OWN else _connected(scheduler))
+        shown = dashboard or scheduler != OWN
+        yield Cluster(client, stop, client.dashboard_link if shown else "")
+
+
+@contextmanager
+def _own(workers: int, dashboard: bool) -> Iterator[Client]:
+    """Processes of one thread each, on this machine's loopback interface; gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="cubeloom-") as scratch, _environment(), dask.config.set(_SETTINGS):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": dashboard},
+            memory_limit=None,
+            local_directory=scratch,
+            silence_logs=logging.ERROR,
+        )
+        try:
+            with Client(cluster, set_as_default=False) as client:
+                client.register_plugin(_Deaf())
+                yield client
+        finally:
+            cluster.close(timeout=_CLOSE_S)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Takes back what Dask writes into this process's environment for its workers to inherit."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _connected(scheduler: str) -> Iterator[Client]:
+    """A client of a cluster that runs already."""
+    if not scheduler.startswith(PROTOCOLS) and not Path(scheduler).is_file():
+        raise ConfigError(
+            f"scheduler {scheduler!r}: expected {OWN!r}, an address such as tcp://host:8786, or a scheduler file that "
+            "exists"
+        )
+    named = {"address" if scheduler.startswith(PROTOCOLS) else "scheduler_file": scheduler}
+    try:
+        client = Client(**named, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise RetryableError(f"{scheduler}: no Dask scheduler answers there ({error}); is it up?") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{scheduler}: cannot be used as a Dask scheduler: {error}") from error
+    with client:
+        yield client
