@@ -98,10 +98,10 @@ class Access:
         return cls(**{**found, **options})
 
     def to_api(self, url: str) -> Network:
-        """A network that reaches one STAC API and nothing else; no login is used there."""
+        """A network that also reaches a STAC API; no login is used there."""
         parts = urlsplit(url)
         listed = f"http://{parts.hostname}" if parts.scheme == "http" else parts.hostname or ""
-        return Network(Guard((listed,), self.private), self.timeout)
+        return Network(Guard((listed, *self.hosts), self.private), self.timeout)
 
     def login(self, url: str) -> Login:
         """The login of a URL's host."""
