@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: demo test lint typecheck format bench interop clean
+.PHONY: demo test soak lint typecheck format bench interop clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25" "setuptools>=77"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,train]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,train,s3,icechunk,prefect]"
 	touch $(STAMP)
 
 demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four others from delivery to published product, and compare the denoisers
@@ -32,6 +32,10 @@ demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four o
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+soak: $(STAMP) ## four hundred scenes under random kills, then a minute of fuzzing for each parser of foreign input
+	$(BIN)/python tests/soak.py
+	$(BIN)/python tests/fuzz/run.py --seconds 60
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

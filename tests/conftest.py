@@ -21,6 +21,20 @@ from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, cube_variab
 
 ROOT = Path(__file__).resolve().parents[1]
 
+NEVER_SKIPPED = ("tests/faults/", "remotes", "cluster", "prefect", "outlet", "train_denoiser")
+"""Parts of the names of tests that need an extra; with CUBELOOM_ALL_EXTRAS=1, as in CI, skipping one is a failure."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session where a test was skipped that must not be."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or os.environ.get("CUBELOOM_ALL_EXTRAS") != "1":
+        return
+    skipped = [one.nodeid for one in reporter.stats.get("skipped", []) if any(p in one.nodeid for p in NEVER_SKIPPED)]
+    if skipped:
+        reporter.write_line(f"skipped, though all extras should be there: {', '.join(skipped)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

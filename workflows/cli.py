@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cubeloom.errors import CubeloomError
+from cubeloom.secrets import redact
 
 app = typer.Typer(
     name="cubeloom",
@@ -30,6 +31,8 @@ Scenes = Annotated[int, typer.Option(help="Scenes at once, as memory allows; 0: 
 Scheduler = Annotated[str | None, typer.Option(help="Dask cluster: tcp://HOST:PORT, a scheduler file, or processes.")]
 Retries = Annotated[int, typer.Option(help="How often a failure that may pass is tried again.", min=0)]
 Keep = Annotated[int | None, typer.Option(help="Versions of each product that stay; all by default.", min=1)]
+PublishTo = Annotated[str | None, typer.Option(help="Also push products to s3://BUCKET/PREFIX or icechunk+s3://…")]
+KeepLocal = Annotated[bool, typer.Option(help="Keep what was pushed under OUT as well.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Detector = Annotated[str | None, typer.Option(help="vnir or swir, for EnMAP L1B.")]
 CORES = os.cpu_count() or 1
@@ -48,9 +51,14 @@ def run(
     memory: Memory = "4GB",
     scenes: Scenes = 0,
     scheduler: Scheduler = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve Dask's dashboard for --scheduler processes.")
+    ] = False,
     retries: Retries = 2,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another run on the same OUT.", min=0)] = 0.0,
     keep: Keep = None,
+    publish_to: PublishTo = None,
+    keep_local: KeepLocal = True,
     again: Annotated[bool, typer.Option("--again", help="Also try scenes that have killed three processes.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier run left unfinished.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
@@ -71,9 +79,12 @@ def run(
         memory=parse_bytes(memory),
         scenes=scenes,
         scheduler=scheduler,
+        dashboard=dashboard,
         retries=retries,
         wait_s=wait,
         keep=keep,
+        publish_to=publish_to,
+        keep_local=keep_local,
         give_up=not again,
         resume=resume,
     )
@@ -396,7 +407,7 @@ def main() -> None:
     try:
         app(prog_name="cubeloom")
     except CubeloomError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {redact(str(error))}\n")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")

@@ -50,6 +50,10 @@ class Layout:
         """Where the files of a remote scene are kept while it is worked on."""
         return self.out / ".cubeloom" / "inputs" / safe_name(item)
 
+    def all_inputs(self) -> list[Path]:
+        """The files of all remote scenes that were being worked on."""
+        return sorted((self.out / ".cubeloom" / "inputs").glob("*"))
+
     @property
     def trash(self) -> Path:
         """Where folders wait for their removal, out of sight."""

@@ -5,15 +5,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cubeloom
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import write_index
-from cubeloom.errors import CubeloomError, LockedError, StoreError
+from cubeloom.errors import CubeloomError, LockedError, RetryableError, StoreError
 from cubeloom.pipeline.executor import open_executor
 from cubeloom.pipeline.journal import Progress
 from cubeloom.pipeline.memory import DEFAULT_MEMORY
@@ -24,10 +26,17 @@ from .batch import Batch, delay_s
 from .budget import Budget
 from .layout import Layout
 from .ledger import LEASE_S, Ledger
+from .outlet import Outlet
 from .run_log import RunLog
 from .scene_task import SceneResult, SceneTask, Shared, content_of, plan_scene, request_key
 from .schema import Workflow
 from .sweep import STAGING_KEPT_S, sweep
+
+if TYPE_CHECKING:
+    from cubeloom.catalogs.access import Access
+
+LOOKING = 8
+"""Scenes that are looked up at once: where products stand in an object store, each waits for its answer."""
 
 MOST_DEATHS = 3
 """A scene over which so many processes in turn have died, and left no more than the one before, is given up."""
@@ -42,9 +51,12 @@ class RunOptions:
         memory: bytes.
         scenes: scenes under way at once, as far as the memory allows; 0 for as many as there are workers, at most 4.
         scheduler: a Dask cluster's address, or `processes` for one of its own; None for threads.
+        dashboard: whether a cluster of its own serves Dask's dashboard.
         retries: how often a scene is tried again whose failure may pass.
         wait_s: seconds to wait for another run on the same output.
         keep: how many versions of each product stay; None for all.
+        publish_to: URL of an object store that finished products are pushed to as well, see `open_remote`.
+        keep_local: whether what was pushed also stays under the output directory.
         give_up: leave alone what has killed `MOST_DEATHS` processes.
         resume: go on with unfinished products; otherwise they are begun anew.
     """
@@ -53,9 +65,12 @@ class RunOptions:
     memory: int = DEFAULT_MEMORY
     scenes: int = 0
     scheduler: str | None = None
+    dashboard: bool = False
     retries: int = 2
     wait_s: float = 0.0
     keep: int | None = None
+    publish_to: str | None = None
+    keep_local: bool = True
     give_up: bool = True
     resume: bool = True
 
@@ -148,16 +163,21 @@ class _Run:
     options: RunOptions
     progress: SceneProgress | None
     stop: threading.Event
+    outlet: Outlet | None = field(init=False)
     report: SceneProgress = field(init=False)
 
     def __post_init__(self) -> None:
         self.report = self.progress or SceneProgress()
+        url = self.options.publish_to
+        self.outlet = Outlet.open(url, self.layout, keep_local=self.options.keep_local) if url else None
 
     def scenes(self, items: Sequence[CatalogItem]) -> list[SceneResult]:
         """What became of every item, in order."""
         self.ledger.take_over()
         sweep(self.layout, self.ledger, STAGING_KEPT_S if self.options.resume else 0.0)
-        results = {n: done for n, item in enumerate(items) if (done := self._settled(item)) is not None}
+        with ThreadPoolExecutor(LOOKING) as pool:
+            settled = dict(enumerate(pool.map(self._settled, items)))
+        results = {number: result for number, result in settled.items() if result}
         for result in results.values():
             self._ended(result)
         todo = [number for number in range(len(items)) if number not in results]
@@ -167,7 +187,7 @@ class _Run:
             if todo:
                 results |= self._make(items, todo)
             if todo or not (self.layout.out / "catalog.json").exists():
-                write_index(self.layout.out)
+                self._index()
         for number, item in enumerate(items):
             if number not in results:
                 results[number] = SceneResult(item, "aborted", "the run was stopped before it began", 143)
@@ -178,13 +198,34 @@ class _Run:
         row = self.ledger.scene(item.id, self.workflow.name)
         if row is None or row.request != request_key(item, self.digest):
             return None
-        if row.state == "succeeded" and row.request:
+        if row.state == "succeeded" and row.request and self._stands(item.id, row.identity):
             product = self.layout.product(item.id, self.workflow.name, row.identity)
-            if self.layout.stands(item.id, self.workflow.name, row.identity):
-                return SceneResult(item, "unchanged", identity=row.identity, product=product)
+            return SceneResult(item, "unchanged", identity=row.identity, product=product)
         if self.options.give_up and row.deaths >= MOST_DEATHS:
             return self._given_up(item, row.deaths)
         return None
+
+    def _stands(self, item: str, identity: str) -> bool:
+        """Whether a product is published where it shall be."""
+        if self.outlet is None:
+            return self.layout.stands(item, self.workflow.name, identity)
+        product = self.layout.product(item, self.workflow.name, identity)
+        return self.outlet.stands(self.layout.item(item, self.workflow.name), product)
+
+    def _fetched(self, item: CatalogItem) -> CatalogItem:
+        """The item with its files on this machine."""
+        if not item.is_remote:
+            return item
+        from cubeloom.catalogs.download import download_item
+
+        return download_item(item, self.layout.inputs(item.id), self.access)
+
+    @cached_property
+    def access(self) -> "Access":
+        """One for all scenes, since it counts the requests to each host."""
+        from cubeloom.catalogs.access import Access
+
+        return Access.from_environment()
 
     def _given_up(self, item: CatalogItem, deaths: int) -> SceneResult:
         cause = (
@@ -195,6 +236,15 @@ class _Run:
         self.layout.put_aside(item.id, self.workflow.name, {"item": item.id, "state": "failed", "cause": cause})
         return SceneResult(item, "failed", cause, 3)
 
+    def _index(self) -> None:
+        write_index(self.layout.out)
+        if self.outlet:
+            try:
+                self.outlet.send_index()
+            except RetryableError as error:  # the products stand; the next run sends it
+                self.report.note(f"warning: {error}")
+                self.log.event("index not sent", cause=str(error))
+
     def _make(self, items: Sequence[CatalogItem], todo: Sequence[int]) -> dict[int, SceneResult]:
         """Make what is to be made: first, one by one, what a process died over, so that it is known which it is."""
         options = self.options
@@ -202,13 +252,24 @@ class _Run:
         suspects = [number for number in todo if items[number].id in died]
         others = [number for number in todo if items[number].id not in died]
         results: dict[int, SceneResult] = {}
-        with open_executor(options.workers, options.scheduler, self.stop) as executor:
+        cluster = (options.workers, options.scheduler, self.stop)
+        with open_executor(*cluster, dashboard=options.dashboard) as executor:
             if executor.dashboard:
                 self.report.note(f"dashboard: {executor.dashboard}")
             shared = Shared(
-                self.workflow, self.digest, executor.workers, self.layout, self.ledger, self.log, executor,
-                Budget(options.memory), lambda item: item, options.keep,
-            )  # fmt: skip
+                workflow=self.workflow,
+                digest=self.digest,
+                workers=executor.workers,
+                layout=self.layout,
+                ledger=self.ledger,
+                log=self.log,
+                executor=executor,
+                budget=Budget(options.memory),
+                fetch=self._fetched,
+                stands=self._stands,
+                keep=options.keep,
+                outlet=self.outlet,
+            )
             for numbers, at_once in ((suspects, 1), (others, options.scenes or min(executor.workers, 4))):
                 made = self._batch([items[number] for number in numbers], shared, at_once)
                 results |= {numbers[place]: result for place, result in made.items()}

@@ -1,7 +1,7 @@
 """The log of a run: lines of JSON for scripts, and the same in words for people.
 
 `log.jsonl` holds one object a line: `time` (UTC), `event`, and what belongs to it. `run.log` holds the lines that the
-console showed.
+console showed. No secret gets into either.
 """
 
 import json
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from cubeloom.pipeline.grids import Window
+from cubeloom.secrets import redact, redact_values
 
 
 class RunLog:
@@ -34,7 +35,8 @@ class RunLog:
 
     def event(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON values
         """Add a line of JSON."""
-        line = json.dumps({"time": _now(), "event": event, **facts}, default=str)
+        known = json.loads(json.dumps(facts, default=str))
+        line = json.dumps({"time": _now(), "event": event, **redact_values(known)})
         with self._lock:
             self._events.write(line + "\n")
             self._events.flush()
@@ -42,7 +44,7 @@ class RunLog:
     def say(self, words: str) -> None:
         """Add a line in words."""
         with self._lock:
-            self._words.write(f"{_now()} {words}\n")
+            self._words.write(f"{_now()} {redact(words)}\n")
             self._words.flush()
 
     def block(self, item: str, phase: str, window: Window, seconds: dict[str, float], nbytes: int) -> None:

@@ -29,11 +29,13 @@ from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.plan import Plan, make_plan
 from cubeloom.pipeline.quicklook import write_quicklooks
 from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.secrets import redact
 
 from .budget import Budget
 from .describe import product_record
 from .layout import Layout
 from .ledger import Ledger
+from .outlet import Outlet
 from .run_log import RunLog
 from .schema import Workflow
 from .sweep import drop_versions
@@ -49,6 +51,8 @@ class SceneResult:
         cause: why it failed or is invalid.
         exit_code: what a run of this scene alone ends with.
         attempts: how often this run tried.
+        product: the store in the output directory.
+        href: URL of the product where it went elsewhere.
         seconds: wall time of each phase.
         warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
         inference: how the networks' tiles were computed, see `inference_summary`.
@@ -62,6 +66,7 @@ class SceneResult:
     attempts: int = 1
     identity: str = ""
     product: Path | None = None
+    href: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     blocks: int = 0
     resumed_blocks: int = 0
@@ -82,7 +87,9 @@ class Shared:
         digest: its digest.
         workers: block tasks at a time, for the plans.
         fetch: gives an item whose files are on this machine.
+        stands: tells by an item's id and an identity whether the product is published where it shall be.
         keep: how many versions of each product stay; None for all.
+        outlet: where products go beside the output directory; None for nowhere.
     """
 
     workflow: Workflow
@@ -94,7 +101,9 @@ class Shared:
     executor: Executor
     budget: Budget
     fetch: Callable[[CatalogItem], CatalogItem]
-    keep: int | None = None
+    stands: Callable[[str, str], bool]
+    keep: int | None
+    outlet: Outlet | None
 
 
 @dataclass
@@ -124,6 +133,7 @@ class SceneTask:
         else:
             if result.state in {"published", "unchanged"}:
                 self.shared.layout.release(self.item.id, self.shared.workflow.name)
+                shutil.rmtree(self.shared.layout.inputs(self.item.id), ignore_errors=True)
         result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return result
 
@@ -141,8 +151,9 @@ class SceneTask:
             plan = plan_scene(shared.workflow, source, shared.workers, shared.budget.total, content, shared.digest)
         result.identity, result.blocks = plan.identity, plan.blocks
         result.product = shared.layout.product(self.item.id, shared.workflow.name, plan.identity)
+        result.href = shared.outlet.href(result.product) if shared.outlet else ""
         result.state = "unchanged"
-        if not shared.layout.stands(self.item.id, shared.workflow.name, plan.identity):
+        if not shared.stands(self.item.id, plan.identity):
             self._publish(plan, result)
             result.state = "published"
         self._end(result)
@@ -162,7 +173,7 @@ class SceneTask:
             self.item.id,
             self.shared.workflow.name,
             "succeeded",
-            product=str(result.product),
+            product=result.href or str(result.product),
         )
 
     def _build(self, plan: Plan, result: SceneResult) -> None:
@@ -203,7 +214,9 @@ class SceneTask:
                 pictures=pictures,
                 properties={"cubeloom:inference": result.inference} if result.inference else {},
             )
-            publish_item(shared.layout.out, record)
+            item = publish_item(shared.layout.out, record)
+            if shared.outlet:
+                shared.outlet.send(item, product)
             if shared.keep is not None:
                 drop_versions(shared.layout, self.item.id, shared.workflow.name, product, shared.keep)
 
@@ -229,7 +242,7 @@ class SceneTask:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if not isinstance(error, CubeloomError):
-            cause["traceback"] = traceback.format_exception(error)
+            cause["traceback"] = [redact(part) for part in traceback.format_exception(error)]
         self.shared.layout.put_aside(self.item.id, workflow, cause)
 
 
@@ -241,7 +254,7 @@ def _fell_back(inference: dict[str, Any]) -> str:
     )
 
 
-def open_overview(product: Path, longest_side: int = 600) -> xr.Dataset:
+def open_overview(product: str | Path, longest_side: int = 600) -> xr.Dataset:
     """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
     shape = open_source(product).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
@@ -279,10 +292,8 @@ def plan_scene(
 
 
 def describe(error: BaseException) -> str:
-    """An error in words: our own as they are, others with their class."""
-    if isinstance(error, CubeloomError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    """An error in words, without secrets: our own as they are, others with their class."""
+    return redact(str(error) if isinstance(error, CubeloomError) else f"{type(error).__name__}: {error}")
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -80,6 +80,7 @@ def _scene_record(scene: SceneResult, out: Path) -> dict[str, Any]:
         "attempts": scene.attempts,
         "identity": scene.identity,
         "product": str(scene.product.relative_to(out)) if scene.product else None,
+        "href": scene.href or None,
         "seconds": {phase: round(spent, 3) for phase, spent in scene.seconds.items()},
         "blocks": scene.blocks,
         "resumed_blocks": scene.resumed_blocks,
@@ -116,13 +117,16 @@ def _scene_summary(out: Path, workflow: str, record: dict[str, Any], sampled: bo
     if record["state"] == "unchanged" and not sampled:  # the table alone names it
         return _replaced(known, item=item)
     try:
-        return _with_product(known, item, product, sampled)
+        return _with_product(known, item, product, record.get("href"), sampled)
     except CubeloomError as error:
         return _replaced(known, warnings=(*known.warnings, f"the product cannot be shown: {error}"))
 
 
-def _with_product(known: SceneSummary, item: Path, product: Path, sampled: bool) -> SceneSummary:
-    scene, overview = open_scene(product), open_overview(product)
+def _with_product(
+    known: SceneSummary, item: Path, product: Path, elsewhere: str | None, sampled: bool
+) -> SceneSummary:
+    place = elsewhere if elsewhere and not product.exists() else product
+    scene, overview = open_scene(place), open_overview(place)
     spec = spec_of(scene)
     return _replaced(
         known,

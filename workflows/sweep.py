@@ -36,6 +36,10 @@ def sweep(layout: Layout, ledger: Ledger, kept_s: float = STAGING_KEPT_S) -> Non
     for folder in layout.stagings():
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+    waiting = {layout.inputs(row.item) for row in unfinished.values() if row.identity not in lapsed}
+    for folder in layout.all_inputs():
+        if folder not in waiting:
+            shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(layout.trash, ignore_errors=True)
 
 

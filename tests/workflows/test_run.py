@@ -300,7 +300,7 @@ class TestBadScenes:
         items[1] = replace(items[1], assets={"thumbnail": Asset("picture.png")})
         result = run(workflow(), items, tmp_path / "out")
         assert states(result) == ["failed", "failed", "published"]
-        assert "not on this machine" in result.scenes[0].cause
+        assert "example.com is not among the hosts that may be asked" in result.scenes[0].cause
         assert "has the assets thumbnail" in result.scenes[1].cause
         assert result.exit_code == 3
 
