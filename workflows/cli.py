@@ -143,6 +143,87 @@ def scan(
     raise typer.Exit(3 if result.rejected else 0)
 
 
+@app.command()
+def nightly(
+    workflow: Annotated[str, typer.Argument(help="A workflow of the library by name, or a YAML file.")],
+    search: Annotated[str, typer.Option(help="A provider by name, or the URL of a STAC API; as `cubeloom search`.")],
+    out: Annotated[Path, typer.Option(help="Directory for products, items and reports.")],
+    collection: Annotated[list[str] | None, typer.Option(help="Collection to search; may be repeated.")] = None,
+    bbox: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
+    datetime: Annotated[str | None, typer.Option(help="When it was acquired, such as 2024-06-01/..")] = None,
+    max_cloud: Annotated[float | None, typer.Option(help="Percent.", min=0, max=100)] = None,
+    cql: Annotated[str | None, typer.Option("--filter", help="Further conditions in CQL2, text or JSON.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Where the first night begins (UTC); a week ago by default.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Hours that each search looks behind the last.", min=0)] = 48,
+    nights: Annotated[int, typer.Option(help="How often a scene that fails is tried.", min=1)] = 7,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="STEP.PARAMETER=VALUE; may be repeated.")] = None,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+    scenes: Scenes = 0,
+    scheduler: Scheduler = None,
+    retries: Retries = 2,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another run on the same OUT.", min=0)] = 0.0,
+    keep: Keep = None,
+    publish_to: PublishTo = None,
+    keep_local: KeepLocal = True,
+    webhook: Annotated[str, typer.Option(help="Gets a POST when a night fails; better $CUBELOOM_WEBHOOK.")] = "",
+    mail: Annotated[
+        list[str] | None, typer.Option(help="Who is told; may be repeated. Needs $CUBELOOM_SMTP_HOST.")
+    ] = None,
+    notify_always: Annotated[bool, typer.Option("--notify-always", help="Also tell of good nights.")] = False,
+    at: Annotated[str, typer.Option(help="When a night begins (UTC), for the three options below.")] = "02:30",
+    print_systemd: Annotated[bool, typer.Option("--print-systemd", help="Print a unit and its timer.")] = False,
+    print_cron: Annotated[bool, typer.Option("--print-cron", help="Print lines for a crontab.")] = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Stay, and work every night on Prefect's schedule.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run WORKFLOW over what a catalog has new or changed since the last night that went well."""
+    from .console import parse_bytes, print_json, say, watched
+    from .nightly_job import NightlyJob, start
+
+    options = {
+        "workers": workers,
+        "memory": parse_bytes(memory),
+        "scenes": scenes,
+        "scheduler": scheduler,
+        "retries": retries,
+        "wait_s": wait,
+        "keep": keep,
+        "publish_to": publish_to,
+        "keep_local": keep_local,
+    }
+    job = NightlyJob(
+        workflow=workflow,
+        settings=tuple(settings or ()),
+        search=search,
+        out=out,
+        collections=tuple(collection or ()),
+        bbox=bbox,
+        datetime=datetime,
+        max_cloud=max_cloud,
+        cql=cql,
+        since=since,
+        overlap_hours=overlap,
+        nights=nights,
+        mail=tuple(mail or ()),
+        always=notify_always,
+        options=options,
+    )
+    if start(job, at, systemd=print_systemd, cron=print_cron, prefect=prefect):
+        return
+    with stoppable() as stop, watched() as progress:
+        ended = job.run(progress, stop, webhook)
+    for line in ended.lines():
+        say(line)
+    if as_json:
+        print_json(ended.summary)
+    raise typer.Exit(ended.night.exit_code)
+
+
 def _single(
     source: Path, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cubeloom.catalogs.documents import write_json_atomic
-from cubeloom.errors import ConfigError, StoreError
+from cubeloom.errors import StoreError
 from cubeloom.untrusted import load_json
 
 
@@ -102,20 +102,6 @@ def parse_time(text: object) -> datetime | None:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:  # the year 1 or 9999, moved beyond it by its offset
         return None
-
-
-def parse_since(text: str) -> datetime:
-    """A moment in UTC as a person gives it: a day, or a day and a time.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    moment = parse_time(text)
-    if moment is None:
-        raise ConfigError(
-            f"--since {text!r}: expected a day or a moment in UTC, such as 2026-11-01 or 2026-11-01T18:00Z"
-        )
-    return moment
 
 
 def utc_text(moment: datetime) -> str:

@@ -1,7 +1,7 @@
 """Simulated catalogs, made once, and a run over one of them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,3 +105,51 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int]]:
 def snapshot_function() -> Callable[[Path], dict[str, tuple[int, int, int]]]:
     """`snapshot`, which tells whether anything below a folder was written."""
     return snapshot
+
+
+@dataclass
+class Archive:
+    """A STAC API on loopback with the scenes of the small delivery, laid out as DLR has them.
+
+    Attributes:
+        server: a `StacServer`.
+        products: folders of the scenes; none is offered before `offer` is called.
+    """
+
+    server: Any
+    products: list[Path]
+    publish: Callable[..., dict[str, Any]]
+
+    def offer(self, number: int, updated: str, **changes: Any) -> dict[str, Any]:
+        """List a scene, changed at a moment; in place of what was listed of it before."""
+        item = self.publish(self.products[number], self.server.files, cog=False, updated=updated, **changes)
+        self.server.items = [known for known in self.server.items if known["id"] != item["id"]] + [item]
+        return item
+
+    def file(self, item: dict[str, Any], key: str = "image") -> Path:
+        """The served file of an asset, free to be changed."""
+        path: Path = self.server.files / item["assets"][key]["href"].removeprefix("@server@/files/")
+        data = path.read_bytes()
+        path.unlink()  # it is a link to the product's
+        path.write_bytes(data)
+        return path
+
+    def fetched(self) -> int:
+        """How many times a file was asked for."""
+        count: int = self.server.count("/files/", "GET")
+        return count
+
+
+@pytest.fixture
+def archive(
+    small: Delivery, stac_server: Any, stac_items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Archive]:
+    """An archive that lists nothing yet; this process may reach it, and does not wait long when it is busy."""
+    from cubeloom.catalogs.access import Access
+
+    monkeypatch.setenv("CUBELOOM_HOSTS", "http://127.0.0.1")
+    monkeypatch.setenv("CUBELOOM_PRIVATE", "1")
+    monkeypatch.setitem(Access.__init__.__kwdefaults__ or {}, "pause", 0.01)
+    products = [small.folder / product.scene_id for product in small.products]
+    with stac_server.StacServer([], files=tmp_path / "served") as server:
+        yield Archive(server, products, stac_items.publish_product)
