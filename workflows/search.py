@@ -1,4 +1,4 @@
-"""`cubeloom search`: what a STAC API finds becomes a static catalog, with the products beside it where they are wanted."""
+"""`cubeloom search`: what a STAC API finds becomes a static catalog, with the products beside it where wanted."""
 
 import json
 from collections.abc import Callable

@@ -66,7 +66,8 @@ class StacServer:
         refuses_filters: whether a search with `filter` is answered by 400.
         sorts: whether `sortby` is heeded.
         seen: every request in order.
-        answers: for a path, what the next requests get instead, one by one; filled by `then(path, answer(503), cut(data, 100))`.
+        answers: for a path, what its next requests get instead, one by one; filled by `then(path, answer(503))`.
+        routes: for the beginning of a path, what its requests get instead.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -78,6 +79,7 @@ class StacServer:
     sorts: bool = True
     seen: list[Seen] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)
+    routes: dict[str, Answer] = field(default_factory=dict)
     url: str = ""
 
     def __enter__(self) -> "StacServer":
@@ -134,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     stac: StacServer
+    asked: Seen
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -152,11 +155,17 @@ class Handler(BaseHTTPRequestHandler):
         if "json" in (self.headers.get("Content-Type") or ""):
             body = json.loads(raw)
         path = unquote(parts.path)
-        self.request_seen = Seen(self.command, path, query, dict(self.headers.items()), body)
-        self.stac.seen.append(self.request_seen)
+        self.asked = Seen(self.command, path, query, dict(self.headers.items()), body)
+        self.stac.seen.append(self.asked)
         queue = self.stac.answers.get(path)
+        route = next((route for prefix, route in self.stac.routes.items() if path.startswith(prefix)), None)
         try:
-            (queue.pop(0) if queue else self._plain)(self) if queue else self._plain(path, query, body)
+            if queue:
+                queue.pop(0)(self)
+            elif route:
+                route(self)
+            else:
+                self._plain(path, query, body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -205,10 +214,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path: Path) -> None:
         """A file, or the range of it that was asked for, with its digest as a strong ETag."""
-        if not path.is_file():
-            self.send(404, b"no such file")
-            return
-        data = path.read_bytes()
+        self.send_bytes(path.read_bytes()) if path.is_file() else self.send(404, b"no such file")
+
+    def send_bytes(self, data: bytes) -> None:
+        """As `send_file`, of a file that holds `data`."""
         tag = etag(data)
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(wanted[1]) if wanted and self.headers.get("If-Range") in (None, tag) else 0
