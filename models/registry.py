@@ -168,6 +168,8 @@ def model_card(name: str | Path, weights: str | Path | None = None, **settings: 
     """
     if weights is None and _names_weights(name):
         return _card_beside(name)
+    if weights in (None, "builtin") and not settings and (path := _shipped().get(str(name))):
+        return _checked(*_local(path))  # without a look at the architecture, which would import torch
     return _find(str(name), weights, settings).card
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec
+from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from cubeloom.errors import StoreError
@@ -41,6 +42,11 @@ from .scene import SceneSpec, coordinates
 
 COMMIT = "_COMMIT.json"
 LAYOUT_VERSION = 1
+
+# Consolidated metadata is outside the format 3 specification, and read by all. For good, since to silence a warning for
+# a block of code is to silence it, or not, for the other threads as well.
+warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata", category=ZarrUserWarning)
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 Submit = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -63,9 +69,7 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
         _create_group(layout, spec.group, spec)
         for factor in overview_factors(spec.shape):
             _create_group(layout, overview_group(spec.group, factor), coarsened(spec, factor))
-    with warnings.catch_warnings():  # consolidated metadata is outside the format 3 specification, and read by all
-        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata")
-        zarr.consolidate_metadata(layout)
+    zarr.consolidate_metadata(layout)
     if path.exists():
         shutil.rmtree(path)
     try:
