@@ -232,7 +232,7 @@ def _sweep(path: Path, known: Mapping[str, str]) -> None:
 def _write_commit(path: Path, known: Mapping[str, str], record: Mapping[str, Any]) -> None:
     """The commit record: the hash of every chunk, of the metadata, and of the coordinates."""
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    metadata = {key: digest(file.read_bytes()) for key, file in files.items() if key not in {*known, COMMIT}}
+    metadata = {key: digest(file.read_bytes()) for key, file in files.items() if key not in known and key != COMMIT}
     commit = {"layout": LAYOUT_VERSION, **record, "metadata": metadata, "chunks": dict(sorted(known.items()))}
     try:
         (path / COMMIT).write_text(json.dumps(commit, indent=1))
