@@ -238,16 +238,17 @@ class Ledger:
         """
         if state not in STATES:
             raise ValueError(f"state {state!r} is none of {STATES}")
-        self._db.run(
-            "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
-            "product = excluded.product, ended = excluded.ended, "
-            "deaths = CASE WHEN excluded.state = 'failed' THEN deaths ELSE 0 END",
-            (item, workflow, state, cause, product, _now()),
-        )
-        row = self.scene(item, workflow)
-        if state == "succeeded" and row:
-            self._drop(row.identity, "chunk", "block", "statistics")
+        with self._db.transaction():
+            self._db.run(
+                "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
+                "product = excluded.product, ended = excluded.ended, "
+                "deaths = CASE WHEN excluded.state = 'failed' THEN deaths ELSE 0 END",
+                (item, workflow, state, cause, product, _now()),
+            )
+            row = self.scene(item, workflow)
+            if state == "succeeded" and row:
+                self._drop(row.identity, "chunk", "block", "statistics")
 
     def forget(self, identity: str) -> None:
         """Drop all that was done for a product: its staging is gone."""
