@@ -18,6 +18,7 @@ from cubeloom.errors import StoreError
 from .blocks import Block
 from .clock import Clock, Seconds, added
 from .encoding import Array, Encoding, Packed
+from .folders import Folder
 from .grids import CHUNK, Shape, Window, tile, tile_covering
 from .overviews import halve, overview_factors
 from .scene import SceneSpec, Variable
@@ -212,7 +213,7 @@ def _only(packed: Array, fill: float) -> bool:
     return all(bool((np.isnan(part) if fill != fill else part == fill).all()) for part in (packed[0], packed))
 
 
-def read_chunk(path: Path, key: str, expected: str) -> bytes | None:
+def read_chunk(path: Folder, key: str, expected: str) -> bytes | None:
     """A chunk's bytes, checked against its hash; None for an empty one."""
     if expected == EMPTY:
         return None
@@ -300,11 +301,11 @@ def halve_chunks(square: Square) -> Hashes:
     return _write_level(square.path, square.target, square.name, level, coarse, fill)
 
 
-def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
+def read_window(path: Folder, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
     """Packed numbers of a variable over a window, straight from the chunks; a chunk without a file is fill.
 
     Args:
-        path: the store, published or staged.
+        path: the store, published or staged, on this machine or elsewhere.
         group: its group.
         spec: the Scene in that group.
         name: the variable.
@@ -331,7 +332,7 @@ def read_window(path: Path, group: str, spec: SceneSpec, name: str, window: Wind
     return out
 
 
-def _read_numbers(path: Path, key: str, encoding: Encoding, shape: tuple[int, ...]) -> Array | None:
+def _read_numbers(path: Folder, key: str, encoding: Encoding, shape: tuple[int, ...]) -> Array | None:
     """A whole chunk's packed numbers (read-only), or None where it has no file."""
     try:
         data = (path / key).read_bytes()

@@ -36,6 +36,7 @@ from .chunks import (
     overview_group,
     read_chunk,
 )
+from .folders import Folder
 from .grids import CHUNK, Shape, whole
 from .overviews import overview_factors
 from .scene import SceneSpec, coordinates
@@ -269,18 +270,18 @@ def publish(staged: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def read_commit(path: Path) -> dict[str, Any]:
+def read_commit(path: Folder) -> dict[str, Any]:
     """The commit record of a published store.
 
     Raises:
         StoreError: there is none, so the folder is not a finished product.
     """
     try:
-        record = json.loads((path / COMMIT).read_text())
+        record = json.loads((path / COMMIT).read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path} has no {COMMIT}: it is not a finished product; run its workflow again") from None
     except ValueError as error:
-        raise StoreError(f"{path / COMMIT} is damaged: {error}") from None
+        raise StoreError(f"{path}: {COMMIT} is damaged: {error}") from None
     return dict(record)
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 from cubeloom.errors import ConfigError, InputError
 
 from .base import Source, to_scene
+from .store import open_remote_source
 
 READERS = ("store", "enmap", "raster")
 """Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
@@ -20,7 +21,8 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 
     Args:
         path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), an ENVI file or GeoTIFF whose
-            band tags hold wavelengths, or a Zarr store that Cubeloom published.
+            band tags hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
+            (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
         **options: `detector="vnir" | "swir"` for EnMAP L1B; `group=` for a store with several grids;
             `scale=` and `measurement=` for a raster that does not state its units.
 
@@ -36,6 +38,9 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 
 def open_source(path: str | Path, **options: str) -> Source:
     """The Source that reads `path`; arguments and errors as `open_scene`."""
+    if "://" in str(path):
+        _check_options(Path(path), open_remote_source, options)
+        return open_remote_source(str(path), **options)
     path = Path(path)
     for reader in (import_module(f".{name}", __package__) for name in READERS):
         if reader.recognises(path):

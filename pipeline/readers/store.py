@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -9,6 +10,7 @@ import zarr
 
 from cubeloom.errors import InputError
 from cubeloom.pipeline.encoding import Array, Packed
+from cubeloom.pipeline.folders import Folder
 from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import SceneSpec, spec_of
 
@@ -32,16 +34,35 @@ def open_source(path: Path, group: str = "") -> "StoreSource":
     from cubeloom.pipeline.store import read_commit
 
     read_commit(path)
-    return StoreSource(path, group, _read_spec(path, group))
+    return StoreSource(path, group, _read_spec(path, path, "", group))
 
 
-def _read_spec(path: Path, group: str) -> SceneSpec:
+def open_remote_source(url: str, group: str = "") -> "StoreSource":
+    """The Source over one group of a product in a remote, by its URL.
+
+    Raises:
+        StoreError: there is no commit record, so nothing there is a finished product, or it is damaged.
+        RetryableError: the server does not answer.
+        InputError: it has no such group.
+        ConfigError: no product can have this URL, or the extra that it needs is not installed.
+    """
+    from cubeloom.pipeline.remotes import open_folder
+    from cubeloom.pipeline.store import read_commit
+
+    found = open_folder(url)
+    folder = found.listing(read_commit(found))
+    with folder.files.readable_errors("cannot read its metadata"):
+        spec = _read_spec(folder, *folder.files.zarr_store(), group)
+    return StoreSource(folder, group, spec)
+
+
+def _read_spec(path: Folder, store: Any, root: str, group: str) -> SceneSpec:  # noqa: ANN401 - any store of Zarr's
+    wanted = "/".join(filter(None, (root, group))) or None
     try:
-        frame = xr.open_zarr(path, group=group or None, consolidated=True, decode_coords="all", chunks=None)
+        frame = xr.open_zarr(store, group=wanted, consolidated=True, decode_coords="all", chunks=None)
     except (FileNotFoundError, KeyError, zarr.errors.GroupNotFoundError):
-        groups = sorted(
-            name for name, node in zarr.open_group(path, mode="r").members(max_depth=None) if _is_group(node)
-        )
+        nodes = zarr.open_group(store, path=root, mode="r").members(max_depth=None)
+        groups = sorted(name for name, node in nodes if _is_group(node))
         raise InputError(f"{path}: no group {group!r}; it has {', '.join(groups) or 'the root group alone'}") from None
     frame = frame.assign_coords(detector=("band", _names(frame["detector"])))
     added = {"Conventions", "zarr_conventions", "coordinates"}
@@ -62,7 +83,7 @@ def _names(detector: xr.DataArray) -> Array:
 class StoreSource:
     """A Source over one group of a store; chunks are read whole and decoded one by one."""
 
-    path: Path
+    path: Folder
     group: str
     spec: SceneSpec
 
