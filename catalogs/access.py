@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,6 +97,15 @@ class Access:
             "predownloaded": Path(folder) if folder else None,
         }
         return cls(**{**found, **options})
+
+    @cached_property
+    def local_files(self) -> Mapping[str, Path]:
+        """The files below `predownloaded` by name, as they are now; of several of a name the first by path."""
+        if self.predownloaded is None:
+            return {}
+        if not self.predownloaded.is_dir():
+            raise ConfigError(f"{self.predownloaded}: no such folder; expected one that holds the files of products")
+        return {path.name: path for path in sorted(self.predownloaded.rglob("*"), reverse=True) if path.is_file()}
 
     def to_api(self, url: str) -> Network:
         """A network that also reaches a STAC API; no login is used there."""

@@ -46,6 +46,7 @@ def local_path(href: str, base: Path) -> Path:
     """
     try:
         parts = urlsplit(href)
+        os.fsencode(href)  # half a surrogate pair is no text
     except ValueError:
         raise InputError(f"{base}: {href[:200]!r} is no href") from None
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
@@ -70,7 +71,8 @@ def relative_href(target: Path, document: Path) -> str:
 
 def links(document: Mapping[str, Any], *relations: str) -> Iterator[str]:
     """The hrefs of a document's links of these relations, in order."""
-    for link in document.get("links") or ():
+    listed = document.get("links")
+    for link in listed if isinstance(listed, list) else ():
         if isinstance(link, Mapping) and link.get("rel") in relations and isinstance(link.get("href"), str):
             yield link["href"]
 

@@ -57,7 +57,7 @@ def download_item(item: CatalogItem, folder: Path, access: Access) -> CatalogIte
     wanted = needed_assets(item)
     names = _file_names(item, wanted)
     if access.predownloaded is not None:
-        places = _predownloaded(item, wanted, names, access.predownloaded)
+        places = _predownloaded(item, wanted, names, access.predownloaded, access.local_files)
     else:
         places = {key: folder / name for key, name in names.items()}
         _prepare(item, folder, places)
@@ -119,13 +119,17 @@ def _fetch_all(assets: Mapping[str, Asset], places: Mapping[str, Path], access: 
 
 
 def _predownloaded(
-    item: CatalogItem, assets: Mapping[str, Asset], names: Mapping[str, str], folder: Path
+    item: CatalogItem,
+    assets: Mapping[str, Asset],
+    names: Mapping[str, str],
+    folder: Path,
+    files: Mapping[str, Path],
 ) -> dict[str, Path]:
-    """Where the files of an item lie below a folder that somebody else filled."""
+    """Where the files of an item lie below a folder that somebody else filled; a folder called after it goes before."""
     places = {}
     for key, name in names.items():
-        near = (folder / item.id / name, folder / name)
-        found = next((path for path in near if path.is_file()), None) or next(folder.rglob(name), None)
+        near = folder / item.id / name
+        found = near if near.is_file() else files.get(name)
         if found is None:
             raise InputError(f"{folder}: holds no {name}, which item {item.id} needs (looked at any depth)")
         if not is_whole(found, assets[key]):

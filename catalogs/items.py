@@ -306,11 +306,11 @@ def parse_item(document: object, source: Path, roots: tuple[Path, ...] = ()) -> 
 def _asset(value: object, where: str) -> Asset:
     if not isinstance(value, Mapping) or not isinstance(value.get("href"), str):
         raise InputError(f"{where} has no href")
-    etag = value.get("etag") or value.get("file:etag") or ""
+    etag, roles = value.get("etag") or value.get("file:etag") or "", value.get("roles")
     return Asset(
         href=value["href"],
         checksum=str(value.get("file:checksum") or ""),
-        roles=tuple(map(str, value.get("roles") or ())),
+        roles=tuple(map(str, roles)) if isinstance(roles, list) else (),
         media_type=str(value.get("type") or ""),
         etag=str(etag),
         size=_size(value.get("file:size")),
@@ -337,16 +337,20 @@ def _bbox(value: object, where: str) -> BBox | None:
     if value is None:
         return None
     numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) not in (4, 6) or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise InputError(f"{where}: bbox is {value!r}; expected four (or six) numbers")
+    if len(numbers) not in (4, 6) or not all(isinstance(n, int | float) and abs(n) < math.inf for n in numbers):
+        raise InputError(f"{where}: bbox is {repr(value)[:200]}; expected four (or six) numbers")
     half = len(numbers) // 2
-    return float(numbers[0]), float(numbers[1]), float(numbers[half]), float(numbers[half + 1])
+    try:
+        return float(numbers[0]), float(numbers[1]), float(numbers[half]), float(numbers[half + 1])
+    except OverflowError:
+        raise InputError(f"{where}: bbox holds an integer of hundreds of digits; expected degrees") from None
 
 
 def _datetime(properties: Mapping[str, Any], where: str) -> datetime:
     text = properties.get("datetime") or properties.get("start_datetime")
     try:
         time = datetime.fromisoformat(str(text))
-    except ValueError:
-        raise InputError(f"{where}: datetime is {text!r}; expected a time such as 2022-07-24T10:45:26Z") from None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter near the years 1 and 9999
+        shown = repr(text)[:200]
+        raise InputError(f"{where}: datetime is {shown}; expected a time such as 2022-07-24T10:45:26Z") from None

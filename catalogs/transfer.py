@@ -180,6 +180,11 @@ def _download(asset: Asset, part: Part, access: Access, stop: threading.Event) -
             raise
         part.discard()
         raise UnavailableError(f"{public_url(asset.href)}: the file changed while it was fetched") from None
+    except LoginError:
+        raise
+    except InputError:
+        part.discard()
+        raise
     return resumed
 
 

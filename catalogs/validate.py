@@ -123,19 +123,20 @@ def _core_problems(document: Document) -> Iterator[str]:
         for breach in error.source or ():
             where = "/".join(map(str, breach.absolute_path)) or "document"
             yield f"{where}: {breach.message[:300]}"
-    except (pystac.STACTypeError, pystac.STACError, KeyError, TypeError, ValueError) as error:
+    except (pystac.STACTypeError, pystac.STACError, AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         yield f"no STAC object ({error})"
 
 
 def _extension_problems(document: Document) -> Iterator[str]:
-    declared = " ".join(map(str, document.get("stac_extensions") or ()))
+    extensions = document.get("stac_extensions")
+    declared = " ".join(map(str, extensions if isinstance(extensions, list) else ()))
     used = set()
     summaries = {"summaries", "item_assets"}
     for where, key, value in _fields({k: v for k, v in document.items() if k not in summaries}):
         used.add(key.partition(":")[0] if ":" in key else "")
         rule = RULES.get(key)
         if rule and value is not None and not rule[0](value):
-            yield f"{where}: {value!r}; expected {rule[1]}"
+            yield f"{where}: {repr(value)[:300]}; expected {rule[1]}"
     for prefix in sorted(used & set(EXTENSIONS)):
         family = EXTENSIONS[prefix].rsplit("/", 2)[0]
         if family not in declared:
@@ -160,7 +161,10 @@ def _asset_problems(key: str, asset: object, path: Path) -> Iterator[str]:
         return  # the core schema has said so
     try:
         target = local_path(href, path)
+        exists = target.exists()
     except InputError:
         return  # a remote file is not checked
-    if not target.exists():
+    except OSError:  # no name that a file can have
+        exists = False
+    if not exists:
         yield f"assets/{key}: {href} is missing (expected at {target})"
