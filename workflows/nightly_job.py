@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cubeloom.errors import ConfigError, CubeloomError, LockedError, Stopped
 
+from .console import say
 from .nightly import NightlyResult, Reach, Runner, nightly
 from .notify import WEBHOOK, Notices
 from .run import RunOptions, SceneProgress, run
@@ -120,19 +121,20 @@ class NightlyJob(BaseModel):
         except (LockedError, Stopped):
             raise
         except Exception as error:
-            told = error if isinstance(error, CubeloomError) else f"{type(error).__name__}: {error}"
-            code = error.exit_code if isinstance(error, CubeloomError) else 1
-            warnings = notices.tell(
-                {"workflow": self.workflow, "search": self.search, "error": str(told), "exit_code": code}
-            )
-            for warning in warnings:
-                error.add_note(warning)
+            for warning in notices.tell(self._failure(error)):
+                say(f"warning: {warning}")
             raise
         report = report_run(night.run) if night.run else None
         summary = {**night.summary(), "report": str(report) if report else None}
         if night.exit_code != Stopped.exit_code:
             summary["notes"] += notices.tell(summary)
         return Ended(night, report, summary)
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        """What is told of a night that did not come to its end."""
+        ours = isinstance(error, CubeloomError)
+        told, code = (str(error), error.exit_code) if ours else (f"{type(error).__name__}: {error}", 1)
+        return {"workflow": self.workflow, "search": self.search, "error": told, "exit_code": code}
 
     def _night(self, progress: SceneProgress | None, stop: threading.Event | None, runner: Runner) -> NightlyResult:
         from .search import parse_time
