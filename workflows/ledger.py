@@ -212,8 +212,8 @@ class Ledger:
                 "progress = excluded.progress",
                 (item, workflow, identity, _now(), progress),
             )
-        if left:
-            self.forget(left)
+            if left:
+                self.forget(left)
         return [left] if left else []
 
     def end(
@@ -316,8 +316,11 @@ class _Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements of a block of code, or none of them."""
+        """All statements of a block of code, or none of them; within another transaction, a part of that."""
         with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
             self._connection.execute("BEGIN")
             try:
                 yield
