@@ -77,6 +77,12 @@ def links(document: Mapping[str, Any], *relations: str) -> Iterator[str]:
             yield link["href"]
 
 
+def listed(document: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under a key; empty where something else stands there, or nothing."""
+    found = document.get(key)
+    return found if isinstance(found, list) else []
+
+
 def write_json_atomic(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document so that readers see the old one or the new one and never a part, also after a power cut.
 

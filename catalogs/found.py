@@ -11,10 +11,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 from cubeloom.errors import InputError
 from cubeloom.network import without_credentials
 
-from .documents import Document
+from .documents import STAC_VERSION, Document, listed
 from .items import parse_item
 from .providers import Provider
-from .records import utc
+from .records import utc, with_extensions
 
 _NANOMETRES = 100
 """A wavelength above this is in nanometres: no instrument here measures at 100 µm, and none at 100 nm."""
@@ -48,12 +48,15 @@ def made_safe(feature: object, provider: Provider) -> Document:
         cleaned = {str(key): _asset(value, origin) for key, value in assets.items()}
         item["assets"] = {key: asset for key, asset in cleaned.items() if asset}
     parsed = parse_item(item, Path(provider.name))
+    version = item["stac_version"] if isinstance(item["stac_version"], str) else STAC_VERSION
+    item |= {"type": "Feature", "stac_version": version, "id": parsed.id, "geometry": parsed.geometry}
+    item["collection"] = parsed.collection or None
     item["properties"] = _properties(parsed.properties, item, provider)
     if parsed.bbox:
         item["bbox"] = list(parsed.bbox)
     else:
         item.pop("bbox", None)
-    item["stac_extensions"] = [uri for uri in item.get("stac_extensions") or () if isinstance(uri, str)]
+    item["stac_extensions"] = _extensions(item)
     item["links"] = [{"rel": "via", "href": origin, "type": "application/geo+json"}]
     _check_text(item, provider)
     return item
@@ -72,8 +75,7 @@ def changed(item: Mapping[str, Any], provider: Provider) -> datetime | None:
 
 def _origin(feature: Mapping[str, Any], provider: Provider) -> str:
     """Where the item itself is; relative hrefs start there."""
-    listed = feature.get("links")
-    for link in listed if isinstance(listed, list) else ():
+    for link in listed(feature, "links"):
         if isinstance(link, Mapping) and link.get("rel") == "self":
             return _address(link.get("href"), provider.api) or provider.api
     return provider.api
@@ -105,13 +107,12 @@ def _asset(value: object, origin: str) -> Document:
         # what serves the file by number, such as OData's .../$value, does not tell its name
         asset.setdefault("file:local_path", unquote(urlsplit(href).path).lstrip("/"))
         href = better
-    roles = value.get("roles")
-    asset["roles"] = [role for role in roles if isinstance(role, str)] if isinstance(roles, list) else []
+    asset["roles"] = [role for role in listed(value, "roles") if isinstance(role, str)]
     if "data" not in asset["roles"]:
         asset = {key: inner for key, inner in asset.items() if key not in ("eo:bands", "raster:bands", "bands")}
     for key, prefix in (("eo:bands", ""), ("bands", "eo:")):
-        if isinstance(asset.get(key), list):
-            asset[key] = [_band(band, prefix) for band in asset[key]]
+        if key in asset:
+            asset[key] = [_band(band, prefix) for band in listed(asset, key)]
     return asset | {"href": href} if href else {}
 
 
@@ -139,6 +140,13 @@ def _properties(properties: Mapping[str, Any], item: Document, provider: Provide
     elif not isinstance(found.get("updated"), str):
         found["updated"] = utc(when)
     return found
+
+
+def _extensions(item: Document) -> list[str]:
+    """The extensions that an item declares, and those that it uses and does not declare."""
+    declared = [uri for uri in listed(item, "stac_extensions") if isinstance(uri, str)]
+    used = with_extensions(item)["stac_extensions"]
+    return declared + [uri for uri in used if not any(known.startswith(uri.rsplit("/", 2)[0]) for known in declared)]
 
 
 def _is_number(value: object) -> bool:

@@ -14,7 +14,7 @@ from cubeloom.errors import ConfigError, InputError
 from cubeloom.network import HttpError, again, public_url
 
 from .access import Access
-from .documents import Document
+from .documents import Document, listed
 from .items import BBox
 from .providers import Provider
 from .records import utc
@@ -103,8 +103,8 @@ class GuardedIO(StacApiIO):
                 raise InputError(f"{public_url(url)}: the pages of the search do not end ({len(asked)} read)")
             asked.add(mark)
             page = self.read_json(ask[0], method=ask[1], parameters=ask[2])
-            features = page.get("features")
-            if not isinstance(features, list) or not features:
+            features = listed(page, "features")
+            if not features:
                 return
             yield page
             seen += len(features)
@@ -116,8 +116,7 @@ class GuardedIO(StacApiIO):
 def _linked(page: Document, ask: _Request) -> _Request | None:
     """What the next link of a page asks for; None where it has none."""
     url, _, parameters = ask
-    listed = page.get("links")
-    for link in listed if isinstance(listed, list) else ():
+    for link in listed(page, "links"):
         if isinstance(link, Mapping) and link.get("rel") == "next" and isinstance(link.get("href"), str):
             href = urljoin(url, link["href"])
             if url.startswith("https://") and href.startswith("http://"):  # of an API behind a proxy
@@ -216,8 +215,8 @@ class Api:
     def _described(self, provider: Provider) -> Provider:
         """The provider with what its landing page says."""
         landing = self._io.read_json(provider.api)
-        conforms = [str(uri) for uri in landing.get("conformsTo") or ()]
-        links = [link for link in landing.get("links") or () if isinstance(link, Mapping)]
+        conforms = [str(uri) for uri in listed(landing, "conformsTo")]
+        links = [link for link in listed(landing, "links") if isinstance(link, Mapping)]
         search = next((str(link["href"]) for link in links if link.get("rel") == "search" and link.get("href")), "")
         if not conforms and not search:
             raise InputError(f"{public_url(provider.api)}: no STAC API (its landing page names no search)")

@@ -128,7 +128,9 @@ class StacServer:
             link = {"rel": "next", "href": f"{self.url}/search", "method": method}
             document["links"].append(link | {"body": asked | {"token": str(end)}})
         elif end < len(found) and self.paging == "href":
-            query = "&".join(f"{key}={quote(text_of(value))}" for key, value in (asked | {"startIndex": end}).items())
+            query = "&".join(
+                f"{key}={quote(text_of(key, value))}" for key, value in {**asked, "startIndex": end}.items()
+            )
             document["links"].append({"rel": "next", "href": f"{self.url}/search?{query}"})
         return document
 
@@ -343,10 +345,12 @@ def instant(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def text_of(value: Any) -> str:
+def text_of(key: str, value: Any) -> str:
     """A parameter as a GET request has it."""
+    if key == "sortby":
+        return ",".join(f"{'-' if part['direction'] == 'desc' else '+'}{part['field']}" for part in value)
     if isinstance(value, list):
-        return ",".join(map(text_of, value))
+        return ",".join(map(str, value))
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
