@@ -144,6 +144,36 @@ def scan(
 
 
 @app.command()
+def search(
+    provider: Annotated[str, typer.Argument(help="A provider by name, or the URL of a STAC API.")],
+    out: Annotated[Path, typer.Option(help="Folder for the catalog.")],
+    collection: Annotated[list[str] | None, typer.Option(help="Collection to search; may be repeated.")] = None,
+    bbox: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
+    datetime: Annotated[str | None, typer.Option(help="Acquired then, such as 2024-06 or 2024-06-01/..")] = None,
+    updated_since: Annotated[str | None, typer.Option(help="Changed in the catalog then or later; UTC.")] = None,
+    max_cloud: Annotated[float | None, typer.Option(help="Percent.", min=0, max=100)] = None,
+    item: Annotated[list[str] | None, typer.Option(help="Id of an item; may be repeated.")] = None,
+    cql: Annotated[str | None, typer.Option("--filter", help="More conditions in CQL2, text or JSON.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Find no more than this many items.", min=1)] = None,
+    download: Annotated[Path | None, typer.Option(help="Folder to fetch the products to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a static STAC catalog of what PROVIDER finds: dlr-enmap, earth-search, planetary-computer or cdse."""
+    from .console import print_json, say
+    from .search import parse_query, search_command
+
+    query = parse_query(
+        collections=collection, bbox=bbox, datetime=datetime, updated_since=updated_since,
+        max_cloud=max_cloud, ids=item, limit=limit, cql=cql,
+    )  # fmt: skip
+    result = search_command(provider, query, out, download, tell=say)
+    say("\n".join(result.lines()))
+    if as_json:
+        print_json(result.summary())
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def nightly(
     workflow: Annotated[str, typer.Argument(help="A workflow of the library by name, or a YAML file.")],
     search: Annotated[str, typer.Option(help="A provider by name, or the URL of a STAC API; as `cubeloom search`.")],

@@ -1,7 +1,7 @@
 """`cubeloom search`: what a STAC API finds becomes a static catalog, with the products beside it where wanted."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,8 @@ from cubeloom.catalogs.download import download_item
 from cubeloom.catalogs.items import CatalogItem, parse_bbox, read_catalog
 from cubeloom.catalogs.search import Query, search, write_search_catalog
 from cubeloom.errors import ConfigError, CubeloomError
+
+from .console import counted
 
 Document = dict[str, Any]
 
@@ -39,6 +41,19 @@ class SearchResult:
         """0; 3 where an item is unusable or its files are; 75 where all that failed may pass."""
         codes = {error.exit_code for _, error in self.failed} | ({3} if self.rejected else set())
         return 0 if not codes else 75 if codes == {75} else 3
+
+    def lines(self) -> Iterator[str]:
+        """What a person is told."""
+        yield from (f"left out: {cause}" for cause in self.rejected)
+        if self.downloaded or self.failed:
+            yield f"{len(self.downloaded)} of {counted(len(self.items), 'product')} fetched"
+        yield f"{counted(len(self.items), 'item')} -> {self.catalog}"
+
+    def summary(self) -> Document:
+        """What a script is told."""
+        causes = {item: str(error) for item, error in self.failed}
+        found = {"catalog": self.catalog, "items": self.items, "rejected": self.rejected}
+        return found | {"downloaded": self.downloaded, "failed": causes}
 
 
 def search_command(
