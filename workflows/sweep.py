@@ -5,8 +5,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cubeloom.pipeline import store
-
 from .layout import Layout
 from .ledger import Ledger, SceneRow
 
@@ -54,11 +52,10 @@ def _age_s(row: SceneRow) -> float:
 def drop_versions(layout: Layout, item: str, workflow: str, current: Path, keep: int) -> None:
     """Remove the oldest versions of a product but for `keep` of them; the current one always stays.
 
-    Each loses its commit record first, by which readers know a product.
+    Each goes out of sight in one step, after its pictures.
     """
     others = [path for path in layout.scene(item).glob(f"{workflow}-????????.zarr") if path != current]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for old in others[max(keep - 1, 0) :]:
-        (old / store.COMMIT).unlink(missing_ok=True)
-        layout.discard(old)
         shutil.rmtree(old.with_suffix(".quicklooks"), ignore_errors=True)
+        layout.discard(old)
