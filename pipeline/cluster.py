@@ -43,7 +43,7 @@ PROTOCOLS = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 LARGEST_COMMON = 32 * 2**20
 """Bytes that the tasks of a round may have in common: statistics of 224 bands take some hundred kB a step."""
 
-IN_FLIGHT = 128
+IN_FLIGHT = 32
 """Tasks that the scheduler knows of at least: names cost nothing there, and no worker waits for the next one."""
 
 WORKERLESS_S = 300.0
@@ -155,21 +155,20 @@ class _ClusterRound(Round[A, T]):
 
     def wait(self) -> Sequence[tuple[int, A, T | Skipped]]:
         ended = self._ended()
-        finished = [future for future in ended if future.status == "finished"]
-        for future in ended:
-            if future.status != "finished":
-                raise self._trouble(future) from future.exception()
+        tasks = [self.under_way.pop(future) for future in ended]
+        for future, (_, argument) in zip(ended, tasks, strict=True):
+            if future.status in ("error", "cancelled"):
+                error = future.exception()
+                raise _in_our_words(error, f"{self.name} {argument}") from error
         with _connection(self.client):
-            results = self.client.gather(finished)
-        made: list[tuple[int, A, T | Skipped]] = []
-        for future, result in zip(finished, results, strict=True):
+            results = self.client.gather(ended)  # a result that was lost with its worker since is made anew
+        for result in results:
             if isinstance(result, _Refusal):
                 raise result.error from result.cause
-            made.append((*self.under_way.pop(future), result))
-        return made
+        return [(*task, result) for task, result in zip(tasks, results, strict=True)]
 
     def _ended(self) -> list[Future[Any]]:
-        """The tasks that have ended, at least one; meanwhile looks after stop and workers."""
+        """The tasks that have ended since the last call, at least one; meanwhile looks after stop and workers."""
         ended: list[Future[Any]] = []
         while not ended:
             with suppress(Empty):
@@ -202,20 +201,6 @@ class _ClusterRound(Round[A, T]):
         if self.held or now - self.seen > WORKERLESS_S:
             raise RetryableError(f"the cluster has had no worker for {now - self.seen:.0f} s; start some")
 
-    def _trouble(self, future: Future[Any]) -> BaseException:
-        """The error of a task that gave no result."""
-        error: BaseException | None = future.exception()
-        what = f"{self.name} {self.under_way[future][1]}"
-        if isinstance(error, KilledWorker):
-            return RetryableError(
-                f"{what}: {error.allowed_failures + 1} workers died over it, the last one was "
-                f"{error.last_worker.address}; if it was for memory, give each worker more"
-            )
-        if isinstance(error, FutureCancelledError):
-            return RetryableError(f"{what}: the cluster has dropped it ({error.reason}); is its scheduler up?")
-        assert error is not None
-        return error
-
     def close(self) -> None:
         with suppress(RetryableError):
             if self.under_way:
@@ -231,10 +216,22 @@ def _connection(client: Client) -> Iterator[None]:
     """A lost connection in words of ours."""
     try:
         yield
+    except KilledWorker as error:
+        raise _in_our_words(error, str(client)) from error
     except (OSError, ClosedClientError, FutureCancelledError) as error:
-        raise RetryableError(
-            f"{client}: the connection to the cluster is lost ({error}); is its scheduler up?"
-        ) from error
+        raise RetryableError(f"{client}: no connection to the cluster ({error}); is its scheduler up?") from error
+
+
+def _in_our_words(error: BaseException, what: str) -> BaseException:
+    """The error to raise for one that Dask reports; those of a task stay as they are."""
+    if isinstance(error, KilledWorker):
+        return RetryableError(
+            f"{what}: every worker that took it died, {error.allowed_failures + 1} in turn, the last one at "
+            f"{error.last_worker.address}; if it was for memory, give each worker more"
+        )
+    if isinstance(error, FutureCancelledError):
+        return RetryableError(f"{what}: the cluster has dropped it ({error}); is its scheduler up?")
+    return error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """Fixtures for stages and readers."""
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,3 +38,10 @@ def run_in_blocks() -> BlockRunner:
         return whole
 
     return run
+
+
+@pytest.fixture(scope="session")
+def worker_module() -> ModuleType:
+    """The module `cluster_tasks`, in a place where the workers of a cluster, which inherit the path, find it too."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    return importlib.import_module("cluster_tasks")
