@@ -1,0 +1,58 @@
+"""A SIGKILL at every named step on the way to a published product: nobody sees a part, and the next run mends it."""
+
+import signal
+
+import pytest
+
+from .driver import Fault
+
+LEDGER = "cubeloom.workflows.ledger.Ledger"
+JOURNAL = "cubeloom.workflows.ledger.LedgerJournal"
+STORE = "cubeloom.pipeline.store"
+TASK = "cubeloom.workflows.scene_task"
+
+BUILDING = [
+    ("layout of the store", f"{STORE}.create", 1),
+    ("the first chunk", "cubeloom.pipeline.chunks._overwrite", 1),
+    ("a chunk", "cubeloom.pipeline.chunks._overwrite", 11),
+    ("the first block's row", f"{JOURNAL}.add_block", 1),
+    ("a block's row", f"{JOURNAL}.add_block", 6),
+    ("statistics", f"{JOURNAL}.add_statistics", 1),
+    ("the last statistics", f"{JOURNAL}.add_statistics", 6),
+    ("overviews and hashes", f"{STORE}.seal", 1),
+    ("an overview", "cubeloom.pipeline.chunks.halve_chunks", 2),
+    ("the sync before the commit record", f"{STORE}._sync", 1),
+    ("the commit record", f"{STORE}._write_commit", 1),
+]
+PUBLISHING = [
+    ("the store's way into place", f"{STORE}.publish", 1),
+    ("the rename", "pathlib.Path.rename", 1),
+    ("the sync after the rename", f"{STORE}._sync", 3),
+    ("quicklooks", f"{TASK}.write_quicklooks", 1),
+    ("the item", f"{TASK}.publish_item", 1),
+    ("the item's temporary file", "os.fdopen", 1),
+    ("the sync of the item's temporary file", "os.fsync", 1),
+    ("the item's replacement", "pathlib.Path.replace", 1),
+    ("the sync of the item's folder", "os.fsync", 2),
+    ("the scene's end in the ledger", f"{LEDGER}.end", 1),
+    ("the forgetting of its blocks", f"{LEDGER}._drop", 2),
+    ("the way out of the quarantine", "cubeloom.workflows.layout.Layout.release", 1),
+    ("the index", "cubeloom.workflows.run.write_index", 1),
+    ("the replacement of the collection", "pathlib.Path.replace", 2),
+    ("the replacement of the catalog", "pathlib.Path.replace", 3),
+    ("the end of the claims", f"{LEDGER}.release", 1),
+    ("the report", "cubeloom.workflows.summary.render_report", 1),
+]
+BOTH = [pytest.param(at, nth, id=what) for what, at, nth in BUILDING + PUBLISHING]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("at", "nth"), BOTH)
+def test_a_kill_at_a_step(at, nth, when, one, expected, tmp_path):
+    out = tmp_path / "out"
+    with one.nursery.watching(out):
+        killed = one.run(out, fault=Fault(at=at, when=when, nth=nth))
+        assert killed.code == -signal.SIGKILL, f"the step was never reached:\n{killed.said}"
+        again = one.run(out)
+        assert again.code == 0, again.said
+    expected.holds(one, out)
