@@ -67,9 +67,9 @@ def changed(item: Mapping[str, Any], provider: Provider) -> datetime | None:
     for name in provider.changed:
         try:
             found = datetime.fromisoformat(str(item["properties"].get(name)))
-        except ValueError:
+            return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):  # the latter near the years 1 and 9999
             continue
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
     return None
 
 

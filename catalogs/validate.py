@@ -123,7 +123,9 @@ def _core_problems(document: Document) -> Iterator[str]:
         for breach in error.source or ():
             where = "/".join(map(str, breach.absolute_path)) or "document"
             yield f"{where}: {breach.message[:300]}"
-    except (pystac.STACTypeError, pystac.STACError, AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+    except (pystac.STACTypeError, pystac.STACError) as error:
+        yield f"no STAC object ({error})"
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:  # a value of another type
         yield f"no STAC object ({error})"
 
 

@@ -135,7 +135,10 @@ class Guard:
         if parts.username is not None or parts.password is not None:
             raise InputError(f"{shown}: the URL holds a user or a password; credentials belong into the environment")
         if parts.scheme == "http" and not self._listed(host, plain=True):
-            raise InputError(f"{shown}: plain http is refused, since anyone on the way could change what is read")
+            raise InputError(
+                f"{shown}: plain http is refused, since anyone on the way could change what is read; for a server of your "
+                f"own put http://{host} into CUBELOOM_HOSTS"
+            )
         if self.hosts is not None and not self._listed(host, plain=parts.scheme == "http"):
             raise InputError(
                 f"{shown}: {host} is not among the hosts that may be asked; if it is to be trusted, add it to "

@@ -1,9 +1,9 @@
 """`cubeloom search`: what a STAC API finds becomes a static catalog, with the products beside it where wanted."""
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cubeloom.catalogs.search import Query, search, write_search_catalog
 from cubeloom.errors import ConfigError, CubeloomError
 
 from .console import counted
+from .watermark import parse_time
 
 Document = dict[str, Any]
 
@@ -111,7 +112,7 @@ def parse_query(
         collections=tuple(collections or ()),
         bbox=parse_bbox(bbox) if bbox else None,
         datetime=datetime,
-        updated_since=parse_time(updated_since) if updated_since else None,
+        updated_since=_moment(updated_since) if updated_since else None,
         max_cloud=max_cloud,
         ids=tuple(ids or ()),
         limit=limit,
@@ -119,17 +120,11 @@ def parse_query(
     )
 
 
-def parse_time(text: str) -> datetime:
-    """A time such as `2024-06-01` or `2024-06-01T12:00:00+02:00`; UTC where it names no zone.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{text!r} is no time; expected one such as 2024-06-01 or 2024-06-01T12:00:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+def _moment(text: str) -> dt.datetime:
+    found = parse_time(text)
+    if found is None:
+        raise ConfigError(f"{text!r} is no time; expected one such as 2024-06-01 or 2024-06-01T12:00:00Z")
+    return found
 
 
 def _parse_filter(text: str) -> str | Document:

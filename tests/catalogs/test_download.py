@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -454,11 +455,43 @@ def test_no_secret_is_left_anywhere(server, stac_server, stac_items, tmp_path, c
     assert not any(SECRET.encode() in path.read_bytes() for path in (tmp_path / "here").iterdir())
 
 
-def test_s3_needs_its_extra_or_a_store(server, tmp_path):
-    """Without obstore the message names the extra; with it, a bucket that cannot be reached is no crash."""
-    wanted = Asset(href="s3://bucket/x.tif", file_name="x.tif")
-    try:
-        import obstore  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match=r"cubeloom\[s3\]"):
-            got(server, wanted, tmp_path / "x.tif")
+@pytest.fixture
+def bucket(object_server, monkeypatch):
+    pytest.importorskip("obstore")
+    with object_server.ObjectServer() as store:
+        for key, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.port}", "AWS_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        store.client.create_bucket(Bucket="bucket")
+        yield store.client
+
+
+def test_objects_of_s3_are_fetched_and_checked_alike(bucket, server, tmp_path):
+    bucket.put_object(Bucket="bucket", Key="a b/x.tif", Body=TIFF)
+    wanted = Asset(href="s3://bucket/a%20b/x.tif", file_name="x.tif", size=len(TIFF), checksum=sha(TIFF))
+    assert got(server, wanted, tmp_path / "x.tif") == TIFF
+    with pytest.raises(InputError, match="search again"):
+        got(server, replace(wanted, checksum=sha(b"other")), tmp_path / "y.tif")
+    with pytest.raises(InputError, match="no such object") as caught:
+        got(server, replace(wanted, href="s3://bucket/none.tif"), tmp_path / "y.tif")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(InputError, match="at most"):
+        got(server, wanted, tmp_path / "y.tif", largest=10)
+    assert [path.name for path in tmp_path.glob("?.tif*")] == ["x.tif"]
+
+
+def test_a_store_that_does_not_answer_is_retryable(server, tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    with pytest.raises(RetryableError, match="does not answer") as caught:
+        got(server, Asset(href="s3://bucket/x.tif", file_name="x.tif"), tmp_path / "x.tif", attempts=1, timeout=1)
+    assert SECRET not in str(caught.value)
+
+
+def test_without_obstore_the_extra_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r"cubeloom\[s3\]"):
+        got(server, Asset(href="s3://bucket/x.tif", file_name="x.tif"), tmp_path / "x.tif")

@@ -406,6 +406,27 @@ def test_one_product_that_fails_stops_nothing(server, stac_items, stac_server, p
     assert search_command(server.url, Query(), tmp_path / "cat", tmp_path / "new", server.access()).exit_code == 75
 
 
+def test_the_command_line(server, stac_items, products, tmp_path, monkeypatch, cli):
+    server.items = [stac_items.publish_product(path, tmp_path / "served", cloud=n) for n, path in enumerate(products)]
+    out = ("--out", tmp_path / "cat")
+    refused = cli("search", server.url, *out)
+    assert refused.code == 3
+    assert "CUBELOOM_PRIVATE" in refused.err
+    monkeypatch.setenv("CUBELOOM_PRIVATE", "1")
+    found = cli("search", server.url, *out, "--max-cloud", 0, "--bbox", "0,0,90,90", "--json")
+    assert found.code == 0
+    assert json.loads(found.out)["items"] == [products[0].name]
+    fetching = (*out, "--download", tmp_path / "files", "--json")
+    unlisted = cli("search", server.url, *fetching)
+    assert unlisted.code == 3
+    assert "plain http" in unlisted.err
+    monkeypatch.setenv("CUBELOOM_HOSTS", "http://127.0.0.1")
+    assert len(json.loads(cli("search", server.url, *fetching).out)["downloaded"]) == 2
+    assert cli("search", "dlr", *out).code == 2
+    assert cli("search", server.url, *out, "--updated-since", "soon").code == 2
+    assert cli("search", server.url, *out, "--filter", "{").code == 2
+
+
 def test_an_item_of_a_written_catalog_can_be_fetched_later(server, stac_items, products, tmp_path):
     server.items = [stac_items.publish_product(products[0], tmp_path / "served", checksums=True)]
     path = write_search_catalog(search(server.url, Query(), server.access()), tmp_path / "cat")
