@@ -163,8 +163,8 @@ def nightly(
     """
     digest = workflow.digest()
     state = out / ".cubeloom" / "nightly" / f"{workflow.name}.json"
-    search = {"provider": provider, "query": asdict(replace(query, updated_since=None, limit=None))}
-    key, search = search_key(provider, search["query"]), redact_values(search)
+    asked = asdict(replace(query, updated_since=None, limit=None))
+    key, search = search_key(provider, asked), redact_values({"provider": provider, "query": asked})
     with _alone(state.with_suffix(".lock")):
         mark = read_mark(state, key)
         if mark is None:

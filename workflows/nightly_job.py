@@ -17,9 +17,11 @@ from .console import say
 from .nightly import NightlyResult, Reach, Runner, nightly
 from .notify import WEBHOOK, Notices
 from .run import RunOptions, SceneProgress, run
-from .schema import load_workflow
+from .scene_task import describe
+from .schema import Workflow, load_workflow
 from .summary import report_run
 from .systemd import schedule
+from .watermark import parse_time
 
 if TYPE_CHECKING:
     from cubeloom.catalogs.search import Query
@@ -97,6 +99,27 @@ class NightlyJob(BaseModel):
             cql=self.cql,
         )
 
+    def reach(self) -> Reach:
+        """How far back the night looks.
+
+        Raises:
+            ConfigError: `since` is no time.
+        """
+        since = parse_time(self.since) if self.since else None
+        if self.since and since is None:
+            raise ConfigError(f"--since {self.since!r}: expected a day or a moment (UTC) such as 2026-11-01T18:00Z")
+        return Reach(since, timedelta(hours=self.overlap_hours), self.nights)
+
+    def check(self) -> Workflow:
+        """The workflow, once everything is known to be right that can be known without the network.
+
+        Raises:
+            ConfigError: something is not.
+        """
+        self.query()
+        self.reach()
+        return load_workflow(self.workflow, self.settings)
+
     def run(
         self,
         progress: SceneProgress | None = None,
@@ -132,15 +155,12 @@ class NightlyJob(BaseModel):
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         """What is told of a night that did not come to its end."""
-        ours = isinstance(error, CubeloomError)
-        told, code = (str(error), error.exit_code) if ours else (f"{type(error).__name__}: {error}", 1)
-        return {"workflow": self.workflow, "search": self.search, "error": told, "exit_code": code}
+        code = error.exit_code if isinstance(error, CubeloomError) else 1
+        return {"workflow": self.workflow, "search": self.search, "error": describe(error), "exit_code": code}
 
     def _night(self, progress: SceneProgress | None, stop: threading.Event | None, runner: Runner) -> NightlyResult:
-        from .search import parse_time
-
         return nightly(
-            load_workflow(self.workflow, self.settings),
+            self.check(),
             self.search,
             self.query(),
             self.out,
@@ -172,7 +192,7 @@ def start(job: NightlyJob, at: str, *, systemd: bool, cron: bool, prefect: bool)
     """
     if not (systemd or cron or prefect):
         return False
-    workflow, _ = load_workflow(job.workflow, job.settings), job.query()
+    workflow = job.check()
     if prefect:
         try:
             from .prefect_flow import serve

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, get_run_logger, task
 from prefect import serve as serve_deployments
 from prefect.cache_policies import NO_CACHE
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from prefect.tasks import exponential_backoff
+from prefect.types.entrypoint import EntrypointType
 
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import CubeloomError, RetryableError
@@ -83,12 +84,13 @@ def deployment(job: NightlyJob, at: str) -> RunnerDeployment:
         ConfigError: `at` is no time of day.
     """
     hour, minute = map(int, check_time(at).split(":"))
-    made: RunnerDeployment = nightly_flow.to_deployment(
+    made = nightly_flow.to_deployment(
         name=Path(job.workflow).stem,
         schedule=Cron(f"{minute} {hour} * * *", timezone="UTC"),
         parameters={"job": job.model_dump(mode="json")},
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    assert isinstance(made, RunnerDeployment)  # a coroutine where a loop runs already
     return made
 
 
@@ -112,42 +114,42 @@ def _run(
     first_delay_s: float,
 ) -> RunResult:
     """The runner, with a Prefect task around each scene; the runner's own threads call it, several at a time."""
-    scene = _scene_task(options.retries, first_delay_s)
     context = copy_context()  # of the flow, without which a thread's tasks would belong to none
 
     def as_task(item: CatalogItem, make: Callable[[], SceneResult]) -> SceneResult:
         made: list[SceneResult] = []
-        task_of_it = scene.with_options(task_run_name=item.id)
-        state = context.copy().run(task_of_it, item.id, make, made, return_state=True)
+
+        @task(
+            name="scene",
+            task_run_name=item.id,
+            retries=options.retries,
+            retry_delay_seconds=exponential_backoff(first_delay_s),
+            retry_condition_fn=_may_pass,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+        def scene() -> str:
+            return _make_scene(make, made)
+
+        state = context.copy().run(lambda: scene(return_state=True))
         trouble = state.result(raise_on_failure=False)
-        if trouble is not None and not isinstance(trouble, RetryableError | SceneFailedError):
+        if isinstance(trouble, BaseException) and not isinstance(trouble, RetryableError | SceneFailedError):
             raise trouble  # what ends the whole run, such as a ledger that cannot be written
         return made[-1]
 
     return run(workflow, items, out, replace(options, retries=0), progress, stop, each=as_task)
 
 
-def _scene_task(retries: int, first_delay_s: float) -> "Task[..., None]":
-    """A task that makes one scene, and fails where the scene does."""
-
-    def make_scene(item: str, make: Callable[[], SceneResult], made: list[SceneResult]) -> None:
-        result = make()
-        result.warnings += [f"tried again: {before.cause}" for before in made]
-        made.append(result)
-        if result.retryable:
-            raise RetryableError(result.cause)
-        if result.exit_code:
-            raise SceneFailedError(f"{item}: {result.state}: {result.cause}")
-
-    return task(
-        make_scene,
-        name="scene",
-        retries=retries,
-        retry_delay_seconds=exponential_backoff(first_delay_s),
-        retry_condition_fn=_may_pass,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
+def _make_scene(make: Callable[[], SceneResult], made: list[SceneResult]) -> str:
+    """Make one scene, add its result to those of earlier tries, and fail where the scene does; gives its state."""
+    result = make()
+    result.warnings += [f"tried again: {before.cause}" for before in made]
+    made.append(result)
+    if result.retryable:
+        raise RetryableError(result.cause)
+    if result.exit_code:
+        raise SceneFailedError(f"{result.state}: {result.cause}")
+    return result.state
 
 
 def _may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -> bool:
