@@ -78,7 +78,8 @@ def search(
     from .stac_api import Api
 
     api = Api(find_provider(provider), access or Access.from_environment())
-    found: dict[str, tuple[dt.datetime, Document]] = {}
+    whole = query.bbox is None or query.bbox[0] <= query.bbox[2]  # else in two parts, each in its own order
+    found: dict[tuple[str, str], tuple[dt.datetime, Document]] = {}
     for feature in _features(api.features, query):
         try:
             item = made_safe(feature, api.provider)
@@ -88,12 +89,13 @@ def search(
         when = changed(item, api.provider)
         if not _matches(item, when, query):
             continue
-        known = found.get(item["id"])
+        key = (item["id"], item["collection"] or "")
+        known = found.get(key)
         if known is None or (when or _EARLIEST) > known[0]:
-            found[item["id"]] = (when or _EARLIEST, item)
+            found[key] = (when or _EARLIEST, item)
         if len(found) > MOST:
             raise InputError(f"{provider}: finds more than {MOST:,} items; narrow the search by time or box")
-        if len(found) == query.limit and (api.provider.sorts or query.updated_since is None):
+        if len(found) == query.limit and (query.updated_since is None or (api.provider.sorts and whole)):
             break
     ordered = sorted(found.items(), key=lambda entry: (entry[1][0], entry[0]))
     yield from (item for _, (_, item) in ordered[: query.limit])

@@ -158,9 +158,10 @@ class Api:
         try:
             yield from self._ask(query, box, wanted)
         except HttpError as error:
-            if error.status not in (400, 422, 501) or not wanted:
+            if error.status not in (400, 422, 501) or not (wanted or self.provider.sorts):
                 raise
-            _log.warning("%s does not filter by %s; all is read", self.provider.name, ", ".join(c[0] for c in wanted))
+            _log.warning("%s neither filters nor sorts as it was asked; all is read", self.provider.name)
+            self.provider = replace(self.provider, sorts=False)
             yield from self._ask(query, box, [])
 
     def _ask(self, query: "Query", box: BBox | None, wanted: list[Condition]) -> Iterator[object]:

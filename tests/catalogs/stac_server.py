@@ -136,6 +136,8 @@ class StacServer:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that hang up, which is what some tests make them do."""
         if not isinstance(sys.exc_info()[1], ConnectionError):

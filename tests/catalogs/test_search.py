@@ -111,6 +111,14 @@ def test_a_server_that_refuses_our_filter_is_asked_without_it(many):
     assert set(found(many, Query(max_cloud=8.0))) == {name(0), name(1), name(2)}
 
 
+def test_a_server_that_refuses_to_sort_is_asked_without_it(many, stac_server):
+    many.then("/search", stac_server.answer(400))
+    since = datetime(2024, 1, 1, tzinfo=UTC)
+    many.conforms = [uri for uri in many.conforms if "filter" not in uri and "cql2" not in uri]
+    assert found(many, Query(limit=4, updated_since=since)) == in_order(many)[:4]
+    assert ["sortby" in seen.body for seen in many.seen if seen.method == "POST"] == [True, False]
+
+
 def test_a_filter_of_the_caller_is_never_dropped(many):
     many.refuses_filters = True
     with pytest.raises(InputError, match="400"):
@@ -172,6 +180,9 @@ def test_a_limit_gives_the_first_by_time_of_change(many):
     since = datetime(2024, 1, 1, tzinfo=UTC)
     many.conforms = [uri for uri in many.conforms if "sort" not in uri]
     assert found(many, Query(limit=4, updated_since=since)) == in_order(many)[:4]
+    across = Query(limit=4, updated_since=since, bbox=(20, 0, 3, 90))
+    west_first = [item for item in in_order(many) if int(item[18:28]) >= 20 or int(item[18:28]) <= 3]
+    assert found(many, across) == west_first[:4]
     many.page = 3
     many.seen.clear()
     assert len(found(many, Query(limit=4))) == 4
@@ -355,8 +366,9 @@ def test_the_catalog_is_read_back_and_is_valid_and_the_same_every_time(many, sta
     assert validate_catalog(path) == 1 + 5 + 29
 
 
-def test_two_items_of_one_id_cannot_be_in_one_catalog(stac_items, tmp_path):
-    one, two = stac_items.dlr_item(), stac_items.dlr_item() | {"collection": "other"}
+def test_two_items_of_one_id_cannot_be_in_one_catalog(server, stac_items, tmp_path):
+    server.items = [stac_items.dlr_item(), stac_items.dlr_item() | {"collection": "other"}]
+    one, two = search(server.url, Query(), server.access())
     with pytest.raises(InputError, match="one collection at a time"):
         write_search_catalog([one, two], tmp_path)
     assert not (tmp_path / "catalog.json").exists()
