@@ -68,6 +68,14 @@ def stac_items() -> ModuleType:
     return _load(ROOT / "tests/catalogs/stac_items.py")
 
 
+@pytest.fixture(scope="session")
+def object_server() -> ModuleType:
+    """S3 on loopback: `object_server.ObjectServer()`, and `object_server.Link(port)`, a way to it that can fail."""
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("needs moto[server]")
+    return _load(ROOT / "tests/object_server.py")
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a call of the command line ended."""

@@ -39,7 +39,7 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 def open_source(path: str | Path, **options: str) -> Source:
     """The Source that reads `path`; arguments and errors as `open_scene`."""
     if "://" in str(path):
-        _check_options(Path(path), open_remote_source, options)
+        _check_options(f"{str(path).partition('://')[0]}://…", open_remote_source, options)
         return open_remote_source(str(path), **options)
     path = Path(path)
     for reader in (import_module(f".{name}", __package__) for name in READERS):
@@ -55,7 +55,7 @@ def open_source(path: str | Path, **options: str) -> Source:
     )
 
 
-def _check_options(path: Path, reader: Callable[..., Source], options: Mapping[str, str]) -> None:
+def _check_options(path: str | Path, reader: Callable[..., Source], options: Mapping[str, str]) -> None:
     known = list(inspect.signature(reader).parameters)[1:]
     unknown = [name for name in options if name not in known]
     if unknown:

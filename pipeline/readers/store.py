@@ -51,8 +51,9 @@ def open_remote_source(url: str, group: str = "") -> "StoreSource":
 
     found = open_folder(url)
     folder = found.listing(read_commit(found))
-    with folder.files.readable_errors("cannot read its metadata"):
-        spec = _read_spec(folder, *folder.files.zarr_store(), group)
+    spec = folder.files.through(
+        "cannot read its metadata", lambda: _read_spec(folder, *folder.files.zarr_store(), group)
+    )
     return StoreSource(folder, group, spec)
 
 

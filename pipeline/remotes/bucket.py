@@ -3,8 +3,7 @@
 import mimetypes
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -151,35 +150,28 @@ class Bucket:
             self._ask("delete", min(keys), lambda: obstore.delete(self.store, sorted(keys)))
 
     def _ask(self, verb: str, key: str, request: Callable[[], Answer]) -> Answer:
-        """The answer to a request, which is made again where it failed in passing."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with readable_errors(f"{self}/{key}: cannot {verb}"):
-                    return request()
-            except RetryableError:
-                if attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("the loop above returns or raises")
+        return answered(f"{self}/{key}: cannot {verb}", request)
 
 
 def _described(key: str) -> "Attributes":
     return {"Content-Type": mimetypes.guess_type(key)[0] or "application/octet-stream"}
 
 
-@contextmanager
-def readable_errors(what: str) -> Iterator[None]:
-    """Turn the errors of obstore into ours, without their text: it may repeat keys and signatures.
+def answered(what: str, request: Callable[[], Answer]) -> Answer:
+    """The answer to a request, made again where it failed in passing; else our error in place of obstore's.
 
     Args:
         what: begins the message, up to "cannot write".
+        request: asks the server, and may do so again.
     """
-    problem: CubeloomError
-    try:
-        yield
-        return
-    except (BaseError, NotImplementedError, OSError) as error:
-        problem = _meaning(what, error)
-    raise problem  # outside of the handler: a log that prints the context of an error must not find the other one
+    for _ in range(ATTEMPTS):
+        try:
+            return request()
+        except (BaseError, NotImplementedError, OSError) as error:  # its text may repeat keys and signatures
+            problem = _meaning(what, error)
+        if not isinstance(problem, RetryableError):
+            break
+    raise problem  # not in the handler, and not in a `with`: both would keep the other error as its context
 
 
 def _meaning(what: str, error: Exception) -> CubeloomError:

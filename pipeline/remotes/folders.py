@@ -1,15 +1,16 @@
 """Products in a remote as folders of files, which the reader of stores reads as it reads those of this machine."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from cubeloom.errors import StoreError
 from cubeloom.pipeline.chunks import EMPTY, digest
 from cubeloom.pipeline.store import COMMIT
 
-from .base import module_of, split_url
+from .base import PATIENCE, module_of, split_url
+
+Answer = TypeVar("Answer")
 
 
 class Files(Protocol):
@@ -23,8 +24,8 @@ class Files(Protocol):
         """A store that Zarr reads and nothing writes, and the path of the product in it."""
         ...
 
-    def readable_errors(self, what: str) -> AbstractContextManager[None]:
-        """Turn the errors of reading through `zarr_store` into ours; `what` says what cannot be done."""
+    def through(self, what: str, read: Callable[[], Answer]) -> Answer:
+        """What `read` gives, which uses `zarr_store`; its errors become ours, and say `what` cannot be done."""
         ...
 
 
@@ -85,11 +86,15 @@ class RemoteFile:
         return data
 
 
-def open_folder(url: str) -> RemoteFolder:
-    """The product at a URL as `Remote.href` gives it; nothing is read yet.
+def open_folder(url: str, patience: float = PATIENCE) -> RemoteFolder:
+    """The product at a URL as `Remote.href` gives it.
+
+    Args:
+        url: of the product.
+        patience: seconds for which a request that fails in passing is tried again.
 
     Raises:
         ConfigError: the URL is not one of a product in a remote.
     """
     parts = split_url(url)
-    return RemoteFolder(url, module_of(parts).open_files(parts))
+    return RemoteFolder(url, module_of(parts).open_files(parts, patience))

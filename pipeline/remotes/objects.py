@@ -6,8 +6,7 @@ nothing. A claim, written only where there is none, keeps two different products
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from cubeloom.errors import RetryableError, StoreError
 from cubeloom.pipeline.chunks import digest
 from cubeloom.pipeline.store import COMMIT
 
-from .base import PATIENCE, Change, Product, checked_name, concurrently, other_product
-from .bucket import Bucket, readable_errors
+from .base import Change, Product, checked_name, concurrently, other_product
+from .bucket import Answer, Bucket, answered
 
 CLAIM = "_CLAIM.json"
 """Says which product is being pushed under a name, until its commit record stands."""
@@ -36,9 +35,9 @@ def open_remote(parts: SplitResult, patience: float, uploads: int) -> "ObjectRem
     return ObjectRemote(Bucket(parts.netloc, parts.path.strip("/"), patience), uploads)
 
 
-def open_files(parts: SplitResult) -> "ObjectFiles":
+def open_files(parts: SplitResult, patience: float) -> "ObjectFiles":
     """The files of the product at an `s3://` URL."""
-    return ObjectFiles(Bucket(parts.netloc, parts.path.strip("/"), PATIENCE))
+    return ObjectFiles(Bucket(parts.netloc, parts.path.strip("/"), patience))
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ class ObjectFiles:
         """The bucket, whose prefix is the product."""
         return ObjectStore(self.bucket.store, read_only=True), ""
 
-    def readable_errors(self, what: str) -> AbstractContextManager[None]:
-        """Turn the errors of obstore into ours."""
-        return readable_errors(f"{self.bucket}: {what}")
+    def through(self, what: str, read: Callable[[], Answer]) -> Answer:
+        """What `read` gives, or our error in place of obstore's."""
+        return answered(f"{self.bucket}: {what}", read)
 
 
 @dataclass(frozen=True)
