@@ -13,7 +13,7 @@ ALLOWED = {
     "pipeline": {"pipeline", "models"},
     "workflows": {"workflows", "pipeline", "catalogs", "models"},
 }
-FREE = {"errors", "untrusted", "network", "__version__"}
+FREE = {"errors", "guard", "network", "secrets", "untrusted", "__version__"}
 
 
 def sources(folder: str) -> list[Path]:
