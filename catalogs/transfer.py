@@ -165,6 +165,8 @@ def _download(asset: Asset, part: Part, access: Access, stop: threading.Event) -
         with access.open_url(asset.href, headers) as (response, login, ticket):
             if is_page(response):
                 raise LoginError(_no_page(asset, login.needs), login, ticket)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise InputError(f"{public_url(asset.href)}: the server packs the file, though asked not to")
             resumed = bool(offset) and _continues(response, offset, tag)
             if response.status_code == 206 and not resumed:
                 part.discard()

@@ -153,6 +153,28 @@ def test_a_file_that_was_cut_is_fetched_on_from_where_it_ended(server, stac_serv
     assert [path.name for path in tmp_path.glob("image.tif*")] == ["image.tif"]
 
 
+def test_a_body_in_chunks_that_ends_early_is_found(server, tmp_path):
+    def chunked(handler):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"%x\r\n" % 5000 + TIFF[:5000] + b"\r\n")
+        if handler.asked.path.endswith("whole.tif"):
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = True
+
+    server.routes["/files/"] = chunked
+    with pytest.raises(RetryableError):
+        got(server, asset(server), tmp_path / "image.tif", attempts=2)
+    assert got(server, asset(server, "whole.tif"), tmp_path / "whole.tif") == TIFF[:5000]
+
+
+def test_a_file_that_comes_packed_is_refused(server, stac_server, tmp_path):
+    server.routes["/files/"] = stac_server.answer(200, TIFF, Content_Encoding="gzip")
+    with pytest.raises(InputError, match="packs"):
+        got(server, asset(server), tmp_path / "image.tif")
+
+
 def test_a_later_call_goes_on_too(server, stac_server, served, tmp_path):
     server.then("/files/image.tif", stac_server.cut(TIFF, 120_000))
     with pytest.raises(RetryableError, match=r"image\.tif"):
