@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -384,6 +386,28 @@ class TestCommand:
         ended = nightly_cli("--webhook", "http://127.0.0.1:1/s3cret")
         assert ended.code == 3
         assert "could not be told" in ended.err
+
+    def test_another_run_on_the_output_is_code_75(self, archive, nightly_cli, tmp_path):
+        archive.offer(0, "2024-02-29T00:00:00Z")
+        with Layout(tmp_path / "out").locked():
+            ended = nightly_cli("--webhook", "http://127.0.0.1:1/s3cret")
+        assert ended.code == 75
+        assert "could not be told" not in ended.err, "waiting for another run is nobody's business"
+
+    def test_sigterm_is_code_143_and_the_next_night_goes_on(self, archive, nightly_cli):
+        """The signal arrives while a file is fetched."""
+        item = archive.offer(0, "2024-02-29T00:00:00Z")
+        path = item["assets"]["image"]["href"].removeprefix("@server@")
+
+        def interrupt(handler):
+            os.kill(os.getpid(), signal.SIGTERM)
+            handler.send_file(archive.server.files / path.removeprefix("/files/"))
+
+        archive.server.then(path, interrupt)
+        stopped = nightly_cli("--json")
+        assert stopped.code == 143, stopped.err
+        assert json.loads(stopped.out)["counts"] == {"aborted": 1}
+        assert json.loads(nightly_cli("--json").out)["counts"] == {"published": 1}
 
     def test_units_are_printed_and_nothing_is_done(self, archive, nightly_cli, tmp_path):
         for option, word in (("--print-systemd", "Persistent=true"), ("--print-cron", "30 2 * * *")):
