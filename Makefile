@@ -34,6 +34,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 soak: $(STAMP) ## four hundred scenes under random kills, then a minute of fuzzing for each parser of foreign input
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	$(BIN)/python tests/soak.py
 	$(BIN)/python tests/fuzz/run.py --seconds 60
 
