@@ -27,6 +27,7 @@ __all__ = [
     "load_json",
     "load_yaml",
     "open_raster",
+    "parse_json",
     "parse_xml",
     "read_yaml",
     "read_zip_member",
@@ -89,13 +90,21 @@ def load_json(path: Path, limit: int = JSON_LIMIT) -> Any:  # noqa: ANN401 - any
     Raises:
         InputError: too large, unreadable, nested too deep, or not JSON.
     """
-    data = _read_limited(path, limit, "JSON document")
+    return parse_json(_read_limited(path, limit, "JSON document"), str(path))
+
+
+def parse_json(data: bytes, origin: str) -> Any:  # noqa: ANN401 - any JSON value
+    """The content of a JSON document, nested at most `JSON_DEPTH` deep.
+
+    Raises:
+        InputError: nested too deep, or not JSON.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+        raise InputError(f"{origin}: not valid JSON ({error})") from None
     if _deeper_than(content, JSON_DEPTH):
-        raise InputError(f"{path}: the JSON document is nested more than {JSON_DEPTH} deep")
+        raise InputError(f"{origin}: the JSON document is nested more than {JSON_DEPTH} deep")
     return content
 
 

@@ -4,12 +4,12 @@ import hashlib
 import io
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cubeloom.errors import ModelError
+from cubeloom.errors import InputError, ModelError
+from cubeloom.untrusted import zip_members
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,8 +61,9 @@ def read_weights(path: Path, sha256: str) -> "StateDict":
             f"weights {path}: sha256 is {found}, expected {sha256}; the file was changed or cut short: fetch it again"
         )
     parse = _parse_safetensors if path.suffix.lower() == ".safetensors" else _parse_torch
+    size = _unpacked_size(content, path)
     state = _unwrapped(parse(content, path), path)
-    _require_plain(state, path)
+    _require_plain(state, size, path)
     return state
 
 
@@ -123,19 +124,17 @@ def _read(path: Path) -> bytes:
 
 
 def _parse_safetensors(content: bytes, path: Path) -> Any:  # noqa: ANN401 - checked by the caller
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ModelError(f"weights {path}: not a whole safetensors file ({error}); fetch it again") from None
+    except Exception as error:  # its own error, and what torch says to shapes and types that cannot be
+        raise ModelError(f"weights {path}: not a whole safetensors file ({error}); fetch it again") from error
 
 
 def _parse_torch(content: bytes, path: Path) -> Any:  # noqa: ANN401 - checked by the caller
     import torch
 
-    _require_unpacked_size(content, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a TorchScript archive is announced by a warning, then refused
@@ -152,15 +151,17 @@ def _parse_torch(content: bytes, path: Path) -> Any:  # noqa: ANN401 - checked b
         raise ModelError(f"weights {path}: not a whole PyTorch checkpoint ({first}); fetch it again") from error
 
 
-def _require_unpacked_size(content: bytes, path: Path) -> None:
-    """Refuse a checkpoint, which is a ZIP archive, that unpacks to more than the limit."""
+def _unpacked_size(content: bytes, path: Path) -> int:
+    """Bytes of a checkpoint when unpacked, which must be within the limit."""
+    if not content.startswith(b"PK\3\4"):
+        return len(content)  # the format before PyTorch 1.6 is no archive; torch.load tells the rest
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except zipfile.BadZipFile:
-        return  # the format before PyTorch 1.6 is no archive; torch.load tells the rest
+        size = sum(member.file_size for member in zip_members(content, "its archive"))
+    except InputError as error:
+        raise ModelError(f"weights {path}: not a whole PyTorch checkpoint ({error}); fetch it again") from None
     if size > FILE_LIMIT:
         raise ModelError(f"weights {path}: unpacks to {size:,} bytes; at most {FILE_LIMIT:,} are read")
+    return size
 
 
 def _unwrapped(content: Any, path: Path) -> "StateDict":  # noqa: ANN401
@@ -190,20 +191,32 @@ def _is_state_dict(content: Any) -> bool:  # noqa: ANN401
     )
 
 
-def _require_plain(state: "StateDict", path: Path) -> None:
-    """Refuse what loads but is no weight: sparse, quantised or absent values, and values that are not finite."""
+def _require_plain(state: "StateDict", size: int, path: Path) -> None:
+    """Refuse what loads but is no weight: sparse, quantised or absent values, and values that are not finite.
+
+    A tensor of more bytes than the file, `size` when unpacked, is one number repeated, or memory never written to.
+    """
     import torch
 
-    odd = [
-        key
-        for key, value in state.items()
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
-    ]
+    odd = [key for key, value in state.items() if not _is_dense(value)]
     if odd:
         raise ModelError(f"weights {path}: {_first(odd)} are not dense tensors; save them as such")
+    large = [key for key, value in state.items() if value.nbytes > size]
+    if large:
+        raise ModelError(f"weights {path}: {_first(large)} have more bytes than the file's {size:,}; save them whole")
     broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise ModelError(f"weights {path}: NaN or infinity in {_first(broken)}; the training that made them diverged")
+
+
+def _is_dense(value: "Tensor") -> bool:
+    """Whether a tensor is an array of numbers in memory, of a type that networks have."""
+    import torch
+
+    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+    integers = (torch.int8, torch.int16, torch.int32, torch.int64)
+    placed = value.layout == torch.strided and value.device.type == "cpu"
+    return placed and not value.is_quantized and not value.is_nested and value.dtype in (*known, *integers)
 
 
 def _first(keys: list[str]) -> str:

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cubeloom.errors import ModelError
+from cubeloom.errors import InputError, ModelError
+from cubeloom.untrusted import parse_json, read_zip_member, zip_members
+
+from .estimators import check_estimator, steps_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Feature = Literal["spectrum", "shape", "derivative"]
@@ -32,7 +36,7 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",
 )
 """Types beyond those that skops itself trusts. Trees are compiled code that follows indices out of the file, so they
-are checked after loading (`_check_trees`)."""
+are checked after loading (`check_estimator`)."""
 BATCH = 1024
 """Spectra that go to an estimator at once, always: sums in a matrix product depend on its shape."""
 
@@ -91,7 +95,7 @@ class Classifier:
         """Everything but the estimator, as JSON."""
         return {
             "format": FORMAT,
-            "estimator": " + ".join(type(step).__name__ for step in _steps(self.estimator)),
+            "estimator": " + ".join(type(step).__name__ for step in steps_of(self.estimator)),
             "classes": [asdict(one) for one in self.classes],
             "wavelengths_nm": self.wavelengths.tolist(),
             "fwhm_nm": self.fwhm.tolist(),
@@ -181,26 +185,47 @@ def _digest_of(path: Path, modified_ns: int, size: int) -> str:
 def _load(path: Path, digest: str) -> Classifier:
     from skops import io as skops_io
 
-    content = path.read_bytes()
-    card = _read_card(content, path)
+    content = _read(path)
+    card = _Card.model_validate(_read_card(content, path))
     _require_trusted(content, path)
     try:
         estimator = skops_io.loads(content, trusted=list(TRUSTED))
+        check_estimator(estimator)
+        classes = list(map(int, estimator.classes_))
     except Exception as error:
         raise ModelError(f"classifier {path}: cannot be loaded ({error}); train it again with this version") from error
-    _check_trees(estimator, path)
-    classes = tuple(MapClass(**one) for one in card["classes"])
-    if [one.value for one in classes] != list(map(int, estimator.classes_)):
-        raise ModelError(f"classifier {path}: the card's classes are not the estimator's {estimator.classes_}")
-    return Classifier(
+    if [one.value for one in card.classes] != classes:
+        raise ModelError(f"classifier {path}: the card's classes are not the estimator's {classes}")
+    classifier = Classifier(
         estimator=estimator,
-        classes=classes,
-        wavelengths=np.asarray(card["wavelengths_nm"], float),
-        fwhm=np.asarray(card["fwhm_nm"], float),
-        features=tuple(card["features"]),
+        classes=card.classes,
+        wavelengths=np.asarray(card.wavelengths_nm, float),
+        fwhm=np.asarray(card.fwhm_nm, float),
+        features=card.features,
         sha256=digest,
-        **{key: card[key] for key in ("variable", "units", "metrics", "split", "training")},
+        **{key: getattr(card, key) for key in ("variable", "units", "metrics", "split", "training")},
     )
+    _try_out(classifier, path)
+    return classifier
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(FILE_LIMIT + 1)
+    if len(content) > FILE_LIMIT:
+        raise ModelError(f"classifier {path}: more than {FILE_LIMIT:,} bytes, which are not read")
+    return content
+
+
+def _try_out(classifier: Classifier, path: Path) -> None:
+    """Refuse an estimator that takes other spectra than its card says, or whose numbers are none."""
+    try:
+        with np.errstate(all="ignore"):
+            found = classifier.predict(np.full((1, classifier.wavelengths.size), 0.2, np.float32))
+    except Exception as error:
+        raise ModelError(f"classifier {path}: does not work ({error}); train it again with this version") from error
+    if not (np.isfinite(found).all() and 0.999 < found.sum() < 1.001):
+        raise ModelError(f"classifier {path}: gives {found[0]} for probabilities; train it again")
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
@@ -211,25 +236,53 @@ def read_card(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     digest = _digest(path)
-    return {**_read_card(path.read_bytes(), path), "sha256": digest}
+    return {**_read_card(_read(path), path), "sha256": digest}
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Card(BaseModel):
+    """What `Classifier.card` writes."""
+
+    classes: tuple[MapClass, ...]
+    wavelengths_nm: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    fwhm_nm: tuple[Positive, ...]
+    variable: str
+    units: str
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    metrics: dict[str, Any]
+    split: dict[str, Any]
+    training: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        values = [one.value for one in self.classes]
+        if not values or values != sorted(set(values)) or values[0] < 1 or values[-1] > 255:
+            raise ValueError(f"class values {values} do not ascend within 1 to 255")
+        if len(self.wavelengths_nm) != len(self.fwhm_nm) or list(self.wavelengths_nm) != sorted(self.wavelengths_nm):
+            raise ValueError("wavelengths_nm do not ascend, or there is not one fwhm_nm for each")
+        return self
 
 
 def _read_card(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > FILE_LIMIT or archive.getinfo(CARD).file_size > CARD_LIMIT:
-                raise ModelError(
-                    f"classifier {path}: {unpacked:,} bytes when unpacked; at most {FILE_LIMIT:,} are read"
-                )
-            card = json.loads(archive.read(CARD))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        unpacked = sum(member.file_size for member in zip_members(content, "its archive"))
+        if unpacked > FILE_LIMIT:
+            raise ModelError(f"classifier {path}: {unpacked:,} bytes when unpacked; at most {FILE_LIMIT:,} are read")
+        card = parse_json(read_zip_member(content, CARD, CARD_LIMIT, "its archive"), "its card")
+    except InputError as error:
         raise ModelError(
             f"classifier {path}: not a classifier saved by Cubeloom ({error}); expected a .skops file with {CARD}"
         ) from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise ModelError(f"classifier {path}: its card has format {found!r}, expected {FORMAT!r}; train it again")
+    try:
+        _Card.model_validate(card)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise ModelError(f"classifier {path}: its card is damaged ({problems}); train it again") from None
     return card
 
 
@@ -245,42 +298,3 @@ def _require_trusted(content: bytes, path: Path) -> None:
             f"classifier {path}: holds types that are not trusted: {', '.join(foreign)}. Only scikit-learn estimators "
             "that Cubeloom trains are loaded"
         )
-
-
-def _steps(estimator: Any) -> list[Any]:  # noqa: ANN401
-    return [step for _, step in estimator.steps] if hasattr(estimator, "steps") else [estimator]
-
-
-def _check_trees(estimator: Any, path: Path) -> None:  # noqa: ANN401
-    """Refuse trees whose children do not stand after their parents inside the tree, or that ask for absent features.
-
-    Compiled code follows these numbers without looking: a made-up file could read foreign memory or never end.
-    """
-    last = _steps(estimator)[-1]
-    for tree in getattr(last, "estimators_", ()):
-        nodes = tree.tree_
-        inner = nodes.children_left != -1
-        _check_tree(nodes.children_left, nodes.children_right, nodes.feature, inner, last.n_features_in_, path)
-    for stage in getattr(last, "_predictors", ()):
-        for predictor in stage:
-            nodes = predictor.nodes
-            inner = nodes["is_leaf"] == 0
-            if nodes["is_categorical"].any():  # would index bit sets out of the file; spectra have no such features
-                raise ModelError(f"classifier {path}: a decision tree in it splits on categories; train it again")
-            _check_tree(nodes["left"], nodes["right"], nodes["feature_idx"], inner, last.n_features_in_, path)
-
-
-def _check_tree(
-    left: npt.NDArray[Any],
-    right: npt.NDArray[Any],
-    feature: npt.NDArray[Any],
-    inner: npt.NDArray[np.bool_],
-    features: int,
-    path: Path,
-) -> None:
-    number = np.arange(left.size)[inner]
-    sound = all(
-        (child[inner] > number).all() and (child[inner] < left.size).all() for child in (left, right.astype(np.int64))
-    )
-    if not (left.size and sound and (feature[inner] >= 0).all() and (feature[inner] < features).all()):
-        raise ModelError(f"classifier {path}: a decision tree in it is damaged; train it again")

@@ -388,8 +388,12 @@ def _band_problems(scene: xr.Dataset) -> list[str]:
     if problems:
         return problems
     wavelength = np.asarray(scene["wavelength"].values, float)
-    if not np.isfinite(wavelength).all() or wavelength.size == 0:
-        return ["coordinate 'wavelength' has no value for some band"]
+    if wavelength.size == 0:
+        return ["there are no bands"]
+    unknown = ~(np.isfinite(wavelength) & (wavelength > 0))
+    if unknown.any():
+        at = int(np.argmax(unknown))
+        return [f"band {scene['band'].values[at]} has the wavelength {wavelength[at]:g}; expected nanometres"]
     if wavelength.max() < 100:
         problems.append(f"wavelengths run to {wavelength.max():g}: they look like micrometres; expected nanometres")
     falls = np.flatnonzero(np.diff(wavelength) < 0)
@@ -400,8 +404,10 @@ def _band_problems(scene: xr.Dataset) -> list[str]:
             f"stands before band {scene['band'].values[at + 1]} at {wavelength[at + 1]:.1f} nm"
         )
     fwhm = np.asarray(scene["fwhm"].values, float)
-    if (fwhm <= 0).any():
-        problems.append(f"band {scene['band'].values[int(np.argmax(fwhm <= 0))]} has a fwhm of zero or less")
+    unknown = ~(np.isfinite(fwhm) & (fwhm > 0))
+    if unknown.any():
+        at = int(np.argmax(unknown))
+        problems.append(f"band {scene['band'].values[at]} has a fwhm of {fwhm[at]:g}; expected nanometres above zero")
     return problems
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
 from cubeloom.pipeline.stages import Stage, explain, stage_class
-from cubeloom.untrusted import load_yaml
+from cubeloom.untrusted import load_yaml, read_yaml
 
 
 class Workflow(BaseModel):
@@ -97,14 +97,15 @@ def load_workflow(name: str, settings: Sequence[str] = ()) -> Workflow:
     Raises:
         ConfigError: there is no such workflow, or it is wrong; says where and what is expected.
     """
-    text, origin = _workflow_text(name)
-    data = load_yaml(text, origin)
+    data, origin = _workflow_data(name)
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: expected a mapping with name and steps, found {type(data).__name__}")
-    for setting in settings:
-        _apply_setting(data, setting, origin)
     try:
         workflow = Workflow.model_validate(data)
+        if settings:
+            for setting in settings:
+                _apply_setting(data, setting, origin)
+            workflow = Workflow.model_validate(data)
         workflow.stages()
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error, Workflow)}") from None
@@ -123,18 +124,19 @@ def _is_workflow(name: str) -> bool:
     return name.endswith(".yaml") and not name.startswith("train_")
 
 
-def _workflow_text(name: str) -> tuple[str, str]:
+def _workflow_data(name: str) -> tuple[Any, str]:
+    """What a workflow's file holds, and how messages call it."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         if not path.is_file():
             raise ConfigError(f"{path}: no such workflow file")
-        return path.read_text(encoding="utf-8"), str(path)
+        return read_yaml(path), str(path)
     if name not in library():
         near = difflib.get_close_matches(name, library(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"unknown workflow {name!r}{hint} Known: {', '.join(library())}; or give a .yaml file")
     entry = files("cubeloom.workflows") / "library" / f"{name}.yaml"
-    return entry.read_text(encoding="utf-8"), f"workflow {name}"
+    return load_yaml(entry.read_text(encoding="utf-8"), f"workflow {name}"), f"workflow {name}"
 
 
 def _apply_setting(data: dict[str, Any], setting: str, origin: str) -> None:

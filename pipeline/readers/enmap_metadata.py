@@ -22,6 +22,14 @@ EMPTY_MEAN = -1_000_000.0
 """Mean of a band without any data, in `product/bandStatistics`."""
 CORNERS = ("upper_left", "lower_left", "lower_right", "upper_right")
 
+YEARS = (1980, 2261)
+"""Years that an acquisition may be of; the times of a Scene are in nanoseconds and end in 2262."""
+LARGEST_FACTOR = 1e6
+"""Gains and offsets are some 1e-4 and 1e-1."""
+MOST_BANDS = 9999
+LARGEST_SIDE = 1_000_000
+"""px."""
+
 Point = tuple[float, float]
 
 
@@ -146,15 +154,30 @@ class _Node:
         text = self.text(path)
         try:
             value = datetime.fromisoformat(text)
-        except ValueError:
+            value = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             raise InputError(f"{self.origin}: element {path} holds {text!r}, expected an ISO 8601 time") from None
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+        if not YEARS[0] <= value.year <= YEARS[1]:
+            raise InputError(f"{self.origin}: element {path} holds {text!r}; expected a year from {YEARS[0]} on")
+        return value
+
+    def whole(self, path: str, most: int) -> int:
+        """A whole number from 1 to `most`."""
+        return self._as_whole(path, self.text(path), most)
+
+    def _as_whole(self, path: str, text: str, most: int) -> int:
+        value = self._as_number(path, text)
+        if not (value.is_integer() and 1 <= value <= most):
+            raise InputError(
+                f"{self.origin}: element {path} holds {text!r}, expected a whole number from 1 to {most:,}"
+            )
+        return int(value)
 
     def all(self, path: str) -> "list[_Node]":
         return [_Node(element, self.origin) for element in self.element.findall(path)]
 
     def identity(self) -> int:
-        return int(self._as_number("bandID/@number", self.element.get("number", "")))
+        return self._as_whole("bandID/@number", self.element.get("number", ""), MOST_BANDS)
 
 
 def _band_table(root: _Node) -> BandTable:
@@ -166,6 +189,18 @@ def _band_table(root: _Node) -> BandTable:
         raise InputError(f"{root.origin}: specific/bandCharacterisation lists a band number twice")
     paths = ("wavelengthCenterOfBand", "FWHMOfBand", "GainOfBand", "OffsetOfBand")
     wavelength, fwhm, gain, offset = np.array([[node.number(path) for path in paths] for node in nodes]).T
+    for name, values, sound in (
+        ("wavelengthCenterOfBand", wavelength, wavelength > 0),
+        ("FWHMOfBand", fwhm, fwhm > 0),
+        ("GainOfBand", gain, np.abs(gain) < LARGEST_FACTOR),
+        ("OffsetOfBand", offset, np.abs(offset) < LARGEST_FACTOR),
+    ):
+        if not sound.all():
+            at = int(np.argmin(sound))
+            raise InputError(
+                f"{root.origin}: element {name} of band {number[at]} holds {values[at]:g}, which cannot be; "
+                "the metadata are damaged: fetch the product again"
+            )
     empty = np.isin(number, _empty_bands(root))
     return BandTable(number, wavelength, fwhm, gain, offset, _detectors(root, wavelength), empty)
 
@@ -219,7 +254,7 @@ def _channel_lists(root: _Node, found: int) -> StrArray | None:
     detector = np.full(found, "", dtype="<U4")
     for key in ("vnir", "swir"):
         listed = root.optional(f"specific/{key}ProductQuality/expectedChannelsList").split(",")
-        if not all(item.strip().isdecimal() for item in listed):
+        if not all(item.strip().isdecimal() and len(item.strip()) < 5 for item in listed):
             return None
         position = np.array([int(item) for item in listed]) - 1
         if position.min() < 0 or position.max() >= found or (detector[position] != "").any():
@@ -232,7 +267,10 @@ def _shapes(root: _Node) -> dict[str, Shape]:
     shapes = {}
     for key in ("merge", "vnir", "swir"):
         for node in root.all(f"product/image/{key}"):
-            shapes[key] = (int(node.number("dimension/rows")), int(node.number("dimension/columns")))
+            shapes[key] = (
+                node.whole("dimension/rows", LARGEST_SIDE),
+                node.whole("dimension/columns", LARGEST_SIDE),
+            )
     return shapes
 
 
@@ -241,6 +279,8 @@ def _corners(root: _Node) -> dict[str, Point]:
     for node in root.all("base/spatialCoverage/boundingPolygon/point"):
         frame, lon, lat = node.optional("frame"), node.optional_number("longitude"), node.optional_number("latitude")
         if frame in CORNERS and lon is not None and lat is not None:
+            if abs(lon) > 180 or abs(lat) > 90:
+                raise InputError(f"{root.origin}: corner {frame} of boundingPolygon lies at {lon:g}, {lat:g} degrees")
             corners[frame] = (lon, lat)
     return corners if len(corners) == len(CORNERS) else {}
 

@@ -25,6 +25,8 @@ _NO_PIXELS = (".xml", ".txt", ".hdr", ".csv", ".json", ".gpkg", ".png", ".jpg", 
 """Suffixes of files that may stand beside an ENVI header without being its image."""
 _HIGHEST_REFLECTANCE = 2.0
 """Reflectance above this is no reflectance but DN: bright snow seen at a slant reaches some 1.5."""
+_LARGEST = 1e30
+"""Beyond it, products of float32 have no value."""
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """Stands for a time that the file does not state; the Scene then carries `time_known: false`."""
 
@@ -52,15 +54,24 @@ def open_source(path: Path, *, scale: str | None = None, measurement: str | None
     image = _image(path) if path.suffix.lower() == ".hdr" else path
     file = RasterFile(image)
     info, tags = inspect(file), read_tags(handle(file), str(image))
-    if (tags.wavelength <= 0).any():
-        raise InputError(f"{image}: band {int(np.argmax(tags.wavelength <= 0)) + 1} has no positive wavelength")
+    _require_physical(tags, image)
     name = measurement or tags.texts.get("measurement", "reflectance")
     if name not in MEASUREMENTS:
         raise ConfigError(f"{image}: measurement {name!r} is unknown; expected one of {', '.join(MEASUREMENTS)}")
     order = np.argsort(tags.wavelength, kind="stable")
     gain = _gain(file, info, tags, scale, name)
+    if not (np.abs([gain, tags.offset]) < _LARGEST).all():
+        raise InputError(f"{image}: scale or offset of a band is no number below {_LARGEST:g}; the file is damaged")
     spec = _spec(path, image, info, tags, order, name)
     return RasterSource(spec, file, info, tuple(int(at) + 1 for at in order), gain[order], tags.offset[order])
+
+
+def _require_physical(tags: BandTags, image: Path) -> None:
+    """Refuse bands whose wavelength or width cannot be."""
+    for what, values in (("wavelength", tags.wavelength), ("fwhm", tags.fwhm)):
+        sound = np.ones(1, bool) if values is None else (values > 0) & (values < _LARGEST)
+        if not sound.all():
+            raise InputError(f"{image}: band {int(np.argmin(sound)) + 1} has no positive {what}")
 
 
 def _image(header: Path) -> Path:

@@ -175,9 +175,12 @@ class _Tags:
                 continue
             try:
                 time = datetime.fromisoformat(text)
-            except ValueError:
+                time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+            except (ValueError, OverflowError):
                 raise InputError(f"{self.origin}: {name!r} is {text!r}, expected an ISO 8601 time") from None
-            return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+            if not 1900 <= time.year <= 2261:  # a Scene counts nanoseconds, which end in 2262
+                raise InputError(f"{self.origin}: {name!r} is {text!r}, expected a time of our age")
+            return time
         return None
 
     def texts(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ def shuffled(scene: xr.Dataset) -> xr.Dataset:
         (lambda s: s.drop_vars("wavelength"), "'wavelength' on 'band' is missing"),
         (lambda s: s.assign_coords(wavelength=s.wavelength / 1000), "micrometres"),
         (shuffled, "must ascend: band 2 at 604.5 nm stands before band 1 at 420.0 nm"),
-        (lambda s: s.assign_coords(fwhm=s.fwhm * 0), "fwhm of zero"),
+        (lambda s: s.assign_coords(fwhm=s.fwhm * 0), "band 1 has a fwhm of 0; expected nanometres above zero"),
         (lambda s: s.drop_vars("reflectance"), "'measurement' names 'reflectance'"),
         (lambda s: s.transpose("y", "x", "band"), "dimensions"),
         (lambda s: s.drop_vars("time"), "'time'"),

@@ -274,6 +274,8 @@ class DenoiserRecipe(_Part):
 
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
+        if not isinstance(self.settings.get("in_channels", 1), int):
+            yield f"settings.in_channels is {self.settings['in_channels']!r}; expected a number of channels"
         if not self.cubes and not self.scenes and not self.mixtures:
             yield "nothing to learn from: give cubes, scenes to simulate, or images to mix"
         unknown = sorted({*self.noise, *self.validation.noise} - set(TRAINING_NOISES))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cubeloom.errors import ConfigError
 from cubeloom.models.classifiers import Feature
 from cubeloom.pipeline.stages import explain
-from cubeloom.untrusted import load_yaml
+from cubeloom.untrusted import read_yaml
 
 from .denoiser_recipe import DenoiserRecipe
 
@@ -134,7 +134,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe")
-    data = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    data = read_yaml(path)
     kind = data.get("kind") if isinstance(data, dict) else type(data).__name__
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}: expected a recipe with kind: {' or '.join(KINDS)}, found {kind!r}")
