@@ -1,8 +1,9 @@
 """`cubeloom info` and `cubeloom validate`: what stands there, and whether it is whole."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from cubeloom.pipeline.readers.store import recognises as is_store
 from cubeloom.pipeline.scene import SceneSpec, validate_scene
 
 from .console import print_table
+
+if TYPE_CHECKING:
+    from cubeloom.catalogs.items import CatalogItem
 
 
 def describe_path(path: Path) -> dict[str, Any]:
@@ -147,11 +151,20 @@ def validate_path(path: Path) -> Iterator[str]:
         if not is_store(item.product_path):
             continue
         try:
+            _require_recorded(item)
             yield from _validate_store(item.product_path)
         except CubeloomError as error:
             broken.append(str(error))
     if broken:
         raise StoreError("\n".join(broken))
+
+
+def _require_recorded(item: "CatalogItem") -> None:
+    """The commit record must be the one that the item names: everything else is checked against it."""
+    record = item.product_path / store.COMMIT
+    known = item.assets["commit"].checksum if "commit" in item.assets else ""
+    if known and record.is_file() and not known.endswith(hashlib.sha256(record.read_bytes()).hexdigest()):
+        raise StoreError(f"{record} is not the one that {item.self_path} names; its bytes were changed after writing")
 
 
 def _validate_store(path: Path) -> Iterator[str]:
