@@ -49,7 +49,7 @@ IN_FLIGHT = 32
 WORKERLESS_S = 300.0
 """Seconds that a cluster may be without any worker: batch systems take their time to start one."""
 
-_POLL_S = 0.2
+_POLL_S = 0.1
 _LOOK_S = 5.0
 _CLOSE_S = 5.0
 
@@ -157,9 +157,12 @@ class _ClusterRound(Round[A, T]):
         ended = self._ended()
         tasks = [self.under_way.pop(future) for future in ended]
         for future, (_, argument) in zip(ended, tasks, strict=True):
-            if future.status in ("error", "cancelled"):
+            what = f"{self.name} {argument}"
+            if future.status == "cancelled":
+                raise RetryableError(f"{what}: the cluster has dropped it; is its scheduler up?")
+            if future.status == "error":
                 error = future.exception()
-                raise _in_our_words(error, f"{self.name} {argument}") from error
+                raise _in_our_words(error, what) from error
         with _connection(self.client):
             results = self.client.gather(ended)  # a result that was lost with its worker since is made anew
         for result in results:
@@ -229,8 +232,6 @@ def _in_our_words(error: BaseException, what: str) -> BaseException:
             f"{what}: every worker that took it died, {error.allowed_failures + 1} in turn, the last one at "
             f"{error.last_worker.address}; if it was for memory, give each worker more"
         )
-    if isinstance(error, FutureCancelledError):
-        return RetryableError(f"{what}: the cluster has dropped it ({error}); is its scheduler up?")
     return error
 
 

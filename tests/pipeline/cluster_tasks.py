@@ -5,11 +5,17 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
 from cubeloom.errors import StoreError
+from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.readers.enmap import EnmapSource
 from cubeloom.pipeline.readers.store import StoreSource
+from cubeloom.pipeline.stages import Denoise
+from cubeloom.pipeline.stages.base import Stage
 
 
 def described(label: str, number: int) -> str:
@@ -39,13 +45,15 @@ def refused(number: int) -> int:
     return number
 
 
+def size(shared: bytes, window: Window) -> tuple[int, int]:
+    return len(shared), window.height
+
+
 def divided(number: int) -> float:
     return 1 / number
 
 
 def blas_threads(_: int) -> set[int]:
-    import numpy as np
-
     np.ones((4, 4)) @ np.ones((4, 4))
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
@@ -58,3 +66,64 @@ class Fatal(StoreSource):
         if window.stop[0] == self.spec.shape[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(name, window, bands, out)
+
+
+def die_once(flag: Path) -> None:
+    """Kills this process, unless that has been done already."""
+    try:
+        flag.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, eq=False)
+class Shot(EnmapSource):
+    """A product whose first reader of a block's second variable dies, when the first one has been written."""
+
+    flag: Path
+
+    def read(self, name, window, bands=None, out=None):
+        if name == "quality" and window.row:
+            die_once(self.flag)
+        return super().read(name, window, bands, out)
+
+
+class ShotStage(Stage):
+    """Changes nothing; one of its tasks dies."""
+
+    name: ClassVar[str] = "shot"
+    where: str
+    flag: Path
+
+    @property
+    def passes(self):
+        return 1
+
+    def plan(self, spec):
+        return spec
+
+    def measure(self, block, stats, number):
+        if self.where == "measure" and block.core.row:
+            die_once(self.flag)
+        return {"pixels": np.array(block.valid.sum())}
+
+    def settle(self, sums, stats, number, spec):
+        return sums
+
+    def apply(self, block, stats):
+        if self.where == "apply" and block.core.row:
+            die_once(self.flag)
+        return {}
+
+
+class ShotNetwork(Denoise):
+    """A network, one of whose groups of tiles dies when it is computed and not yet written."""
+
+    flag: Path
+
+    def infer(self, tiles, stats, threads=1):
+        made = super().infer(tiles, stats, threads)
+        if tiles[0].window.row:
+            die_once(self.flag)
+        return made
