@@ -98,7 +98,7 @@ def test_a_cluster_makes_the_same_bytes(plan, executor, tmp_path):
     for _, seconds, _ in noted["ingest"]:
         assert seconds.keys() == {"read", "write"}
     assert sum(nbytes for _, _, nbytes in noted["steps"]) > 0
-    assert {"destripe statistics 1/2", "denoise statistics 1/2"} <= noted.keys()
+    assert {"destripe statistics 1/1", "denoise statistics 2/2"} <= noted.keys()
 
 
 def test_a_worker_killed_from_outside_changes_no_byte(plan, executor, tmp_path):
