@@ -21,6 +21,8 @@ from obstore.store import S3Store
 
 from cubeloom.errors import ConfigError, CubeloomError, RetryableError, StoreError
 
+from .environment import s3_endpoint
+
 if TYPE_CHECKING:
     from obstore import Attributes
     from obstore.store import S3Config
@@ -67,12 +69,15 @@ class Bucket:
             ConfigError: the `AWS_*` environment is not one that it takes.
         """
         # obstore takes what belongs to the HTTP client here too; given as such, it would hide AWS_ALLOW_HTTP and others
-        client = cast("S3Config", {"timeout": os.environ.get("AWS_TIMEOUT", f"{REQUEST_SECONDS} seconds")})
+        settings = {"timeout": os.environ.get("AWS_TIMEOUT", f"{REQUEST_SECONDS} seconds")}
+        endpoint = s3_endpoint()
+        if endpoint is not None:
+            settings["endpoint"] = endpoint
         try:
             return S3Store(
                 self.name,
                 prefix=self.prefix or None,
-                config=client,
+                config=cast("S3Config", settings),
                 retry_config={
                     "max_retries": 12,
                     "retry_timeout": timedelta(seconds=self.patience / ATTEMPTS),
@@ -176,6 +181,8 @@ def answered(what: str, request: Callable[[], Answer]) -> Answer:
 
 def _meaning(what: str, error: Exception) -> CubeloomError:
     said = _said(error)
+    if "/latest/api/token" in str(error):  # where a machine of Amazon's would get them
+        return StoreError(f"{what}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return StoreError(f"{what}: access is denied{said}; check the credentials in the AWS_* environment")
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in said:

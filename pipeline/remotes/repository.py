@@ -17,6 +17,8 @@ from zarr.core.sync import sync
 
 from cubeloom.errors import CubeloomError, RetryableError, StoreError
 
+from .environment import allows_http, s3_endpoint
+
 REPOSITORY = "products.icechunk"
 BRANCH = "main"
 
@@ -102,13 +104,13 @@ class Place:
         """Where the repository's own files are, as Icechunk takes it."""
         if not self.bucket:
             return icechunk.local_filesystem_storage(f"{self.path}/{REPOSITORY}")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = s3_endpoint()
         return icechunk.s3_storage(
             bucket=self.bucket,
             prefix="/".join(filter(None, (self.path.strip("/"), REPOSITORY))),
             region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
             endpoint_url=endpoint,
-            allow_http=os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+            allow_http=allows_http(),
             from_env=True,
             force_path_style=endpoint is not None,
         )

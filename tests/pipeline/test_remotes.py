@@ -567,6 +567,41 @@ class TestSecrets:
         assert len(link.asked) == 1
 
 
+class TestEnvironment:
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("AWS_ALLOW_HTTP", "false", "not encrypted.*AWS_ALLOW_HTTP=true"),
+            ("AWS_ALLOW_HTTP", "perhaps", "not encrypted"),
+            ("AWS_ENDPOINT_URL", "https://user:hidden@127.0.0.1:9", "not the address of a server"),
+            ("AWS_ENDPOINT_URL", "hidden host", "not the address of a server"),
+            ("AWS_TIMEOUT", "soon", "does not describe a store"),
+            ("AWS_CONDITIONAL_PUT", "disabled", "unset AWS_CONDITIONAL_PUT"),
+        ],
+    )
+    def test_what_is_wrong_with_it_is_said(self, link, url, monkeypatch, product, name, value, said):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=said) as refused:
+            open_remote(url).push(product, NAME)
+        assert "hidden" not in str(refused.value)
+
+    def test_missing_credentials_are_named_at_once(self, link, monkeypatch, product):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", link.environment["AWS_ENDPOINT_URL"])
+        link.fault = lambda _: (404, b"")
+        with pytest.raises(StoreError, match="no credentials were found"):
+            open_remote("s3://bucket/x").push(product, NAME)
+
+    def test_a_request_that_takes_too_long_is_given_up(self, link, url, monkeypatch):
+        monkeypatch.setenv("AWS_TIMEOUT", "100 ms")
+        link.delay = 1.0
+        begun = time.monotonic()
+        with pytest.raises(RetryableError, match=r"\(Timeout\); try again later"):
+            impatient(url).stands(NAME, "0")
+        assert time.monotonic() - begun < 3
+
+
 class TestUrls:
     @pytest.mark.parametrize(
         ("url", "said"),
