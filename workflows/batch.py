@@ -24,7 +24,8 @@ class Batch(Generic[R]):
     Args:
         tasks: what to run; each gives its result and raises only what must end the whole.
         at_once: tasks under way at a time.
-        again: tells from a task's number, its result, and how often it was run, whether to run it again later.
+        again: tells from a task's number, its result, and how often it was run, in how many seconds to run it again;
+            None for never.
         stop: once set, no further task begins.
     """
 
@@ -32,7 +33,7 @@ class Batch(Generic[R]):
         self,
         tasks: Sequence[Callable[[], R]],
         at_once: int,
-        again: Callable[[int, R, int], bool],
+        again: Callable[[int, R, int], float | None],
         stop: threading.Event,
     ) -> None:
         self._tasks, self._at_once, self._again, self._stop = tasks, at_once, again, stop
@@ -60,20 +61,20 @@ class Batch(Generic[R]):
             number, runs = taken
             try:
                 result = self._tasks[number]()
-                again = not self._stop.is_set() and self._again(number, result, runs)
+                delay = self._again(number, result, runs)
             except BaseException:
                 self._stop.set()
                 with self._changed:
                     self._running -= 1
                     self._changed.notify_all()
                 raise
-            self._leave(number, result, runs + 1 if again else 0)
+            self._leave(number, result, runs, delay)
 
-    def _leave(self, number: int, result: R, next_run: int) -> None:
+    def _leave(self, number: int, result: R, runs: int, delay: float | None) -> None:
         with self._changed:
             self._results[number] = result
-            if next_run:
-                heapq.heappush(self._waiting, (time.monotonic() + delay_s(next_run - 1), number, next_run))
+            if delay is not None:
+                heapq.heappush(self._waiting, (time.monotonic() + delay, number, runs + 1))
             self._running -= 1
             self._changed.notify_all()
 

@@ -4,7 +4,7 @@ import platform
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,9 @@ from .sweep import STAGING_KEPT_S, sweep
 
 if TYPE_CHECKING:
     from cubeloom.catalogs.access import Access
+
+Each = Callable[[CatalogItem, Callable[[], SceneResult]], SceneResult]
+"""Called with an item and what makes its scene, so that others can watch over it or try again."""
 
 LOOKING = 8
 """Scenes that are looked up at once: where products stand in an object store, each waits for its answer."""
@@ -116,11 +119,21 @@ def run(
     options: RunOptions = RunOptions(),
     progress: SceneProgress | None = None,
     stop: threading.Event | None = None,
+    each: Each | None = None,
 ) -> RunResult:
     """Run a workflow over catalog items and publish what comes of it under `out`.
 
     What is published already with the same identity is left alone. A scene that fails is quarantined with its cause,
-    and the others go on. Once `stop` is set, the blocks under way come to their end, and nothing else is begun.
+    and the others go on.
+
+    Args:
+        workflow: what is done to each scene.
+        items: the scenes.
+        out: the output directory.
+        options: how the machine is used.
+        progress: told what happens.
+        stop: once set, the blocks under way come to their end, and nothing else is begun.
+        each: called for each scene, by several threads, with its item and what makes it; gives back what that gives.
 
     Raises:
         LockedError: another run writes to `out`.
@@ -140,9 +153,8 @@ def run(
             run_id = layout.new_run()
             with RunLog(layout.run(run_id)) as log:
                 log.event("run begins", run=run_id, workflow=workflow.name, digest=digest, options=vars(options))
-                scenes = _Run(workflow, digest, run_id, layout, ledger, log, options, progress, stop).scenes(
-                    list(items)
-                )
+                work = _Run(workflow, digest, run_id, layout, ledger, log, options, progress, stop, each)
+                scenes = work.scenes(list(items))
                 log.event("run ends", seconds=time.perf_counter() - started, stopped=stop.is_set())
     except sqlite3.Error as error:
         raise StoreError(f"{layout.ledger}: the ledger cannot be used: {error}") from error
@@ -163,6 +175,7 @@ class _Run:
     options: RunOptions
     progress: SceneProgress | None
     stop: threading.Event
+    each: Each | None
     outlet: Outlet | None = field(init=False)
     report: SceneProgress = field(init=False)
 
@@ -280,18 +293,19 @@ class _Run:
         return Batch(tasks, at_once, self._again, self.stop).run()
 
     def _one(self, item: CatalogItem, shared: Shared) -> SceneResult:
-        return SceneTask(item, shared, self.report.scene(item)).run()
+        make = SceneTask(item, shared, self.report.scene(item)).run
+        return self.each(item, make) if self.each else make()
 
-    def _again(self, number: int, result: SceneResult, runs: int) -> bool:
-        """Whether a scene is tried again; if not, it has come to its end."""
+    def _again(self, number: int, result: SceneResult, runs: int) -> float | None:
+        """In how many seconds a scene is tried again; if not, it has come to its end."""
         result.attempts = runs
-        again = result.retryable and runs <= self.options.retries
-        if again:
-            result.warnings.append(f"tried again in {delay_s(runs):.0f} s: {result.cause}")
-            self.log.event("scene waits", item=result.item.id, cause=result.cause, seconds=delay_s(runs))
-        else:
-            self._ended(result)
-        return again
+        if result.retryable and runs <= self.options.retries and not self.stop.is_set():
+            delay = max(delay_s(runs), result.wait_s)
+            self.log.event("scene waits", item=result.item.id, cause=result.cause, seconds=delay)
+            self.report.note(f"{result.item.id}: tried again in {delay:.0f} s: {result.cause}")
+            return delay
+        self._ended(result)
+        return None
 
     def _ended(self, result: SceneResult) -> None:
         self.log.event(

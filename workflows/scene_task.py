@@ -57,6 +57,7 @@ class SceneResult:
         warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
         inference: how the networks' tiles were computed, see `inference_summary`.
         retryable: whether it failed in a way that may pass.
+        wait_s: seconds that a server asked to be left alone for.
     """
 
     item: CatalogItem
@@ -76,6 +77,7 @@ class SceneResult:
     warnings: list[str] = field(default_factory=list)
     inference: list[dict[str, Any]] = field(default_factory=list)
     retryable: bool = False
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class SceneTask:
 
     def _fail(self, result: SceneResult, error: Exception) -> None:
         result.retryable = isinstance(error, RetryableError)
+        result.wait_s = float(getattr(error, "wait", 0.0))
         if result.identity and (isinstance(error, InputError | StoreError) or _disk_is_full(error)):
             # What stands may be damaged, and fills the disk; first of all, since on a full one nothing can be written.
             shutil.rmtree(self.shared.layout.staging(result.identity), ignore_errors=True)
