@@ -3,8 +3,9 @@
 import hashlib
 import importlib.util
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,50 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if skipped:
         reporter.write_line(f"skipped, though all extras should be there: {', '.join(skipped)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Let no test speak with another machine: sockets of Python connect to this one, and other names are not looked up.
+
+    What fails is the test, whatever the code makes of errors. Compiled clients (obstore) do not pass here.
+    """
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.type == socket.SOCK_STREAM and self.family != socket.AF_UNIX and not _is_here(address[0]):
+            pytest.fail(f"a test connects to {address}; tests may use loopback alone")
+        connect(self, address)
+
+    def look_up_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host is not None and not _is_address(host) and not _is_here(host):
+            pytest.fail(f"a test looks up {host!r}; tests may use loopback alone")
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket, "getaddrinfo", look_up_here)
+        yield
+
+
+def _is_here(host: object) -> bool:
+    name = host.decode() if isinstance(host, bytes) else str(host)
+    if _is_address(name):
+        return name == "::1" or name.startswith("::ffff:127.") or (":" not in name and socket.inet_aton(name)[0] == 127)
+    return name in ("", "localhost", socket.gethostname())
+
+
+def _is_address(host: object) -> bool:
+    """Whether a host is an address, also in the forms of old such as `127.1`."""
+    name = host.decode() if isinstance(host, bytes) else str(host)
+    try:
+        if ":" in name:
+            socket.inet_pton(socket.AF_INET6, name.partition("%")[0])
+        else:
+            socket.inet_aton(name)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

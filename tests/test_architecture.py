@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,7 @@ def sources(folder: str) -> list[Path]:
 
 def imported(path: Path) -> set[str]:
     """Full names of the modules and members of Cubeloom that a file imports absolutely."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith("cubeloom.")}
+    return {name for name in all_imported(path) if name.startswith("cubeloom.")}
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
@@ -47,12 +42,127 @@ def test_every_package_is_listed():
     assert found == set(project["packages"])
 
 
-def test_only_the_store_writes_zarr():
-    writers = {"to_zarr", "create_array", "create_group", "consolidate_metadata"}
-    for folder in ALLOWED:
-        for path in sources(folder):
-            used = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
-            assert not used & writers or path.name == "store.py", f"{path.relative_to(ROOT)} writes Zarr"
+MODULES = {
+    "the network": (
+        "aiohttp fsspec ftplib http httpx huggingface_hub icechunk obstore pystac_client requests s3fs smtplib socket "
+        "ssl urllib.error urllib.request urllib3",
+        "cubeloom/guard.py cubeloom/network.py catalogs/access.py catalogs/logins.py catalogs/object_store.py "
+        "catalogs/stac_api.py catalogs/transfer.py models/hub.py pipeline/remotes/ workflows/notify.py",
+    ),
+    "archives": ("tarfile zipfile", "cubeloom/archives.py models/classifiers.py pipeline/simulate/packaging.py"),
+    "code in data": ("cloudpickle dill joblib marshal pickle shelve", ""),
+    "XML": ("defusedxml lxml xml.dom xml.etree xml.parsers", "cubeloom/untrusted.py"),
+    "processes": ("pty subprocess", ""),
+}
+"""Modules that few may import, and who: files, or folders with a slash behind them."""
+
+
+@pytest.mark.parametrize("what", MODULES)
+def test_dangerous_modules_stay_in_few_hands(what):
+    banned, allowed = (set(text.split()) for text in MODULES[what])
+    for path in everything():
+        place = str(path.relative_to(ROOT))
+        if not any(place == one or (one.endswith("/") and place.startswith(one)) for one in allowed):
+            used = {
+                name for name in all_imported(path) if any(name == one or name.startswith(f"{one}.") for one in banned)
+            }
+            assert not used, f"{place} imports {sorted(used)}; {what} belongs to {sorted(allowed) or 'nobody'}"
+
+
+def everything() -> list[Path]:
+    return [path for folder in ("cubeloom", *ALLOWED) for path in sources(folder)]
+
+
+def all_imported(path: Path) -> set[str]:
+    """Full names of all modules and members that a file imports absolutely, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+STORE = ("pipeline/store.py", "pipeline/chunks.py")
+
+
+def writes_zarr(name: str, mode: str | None) -> bool:
+    last = name.rpartition(".")[2]
+    if last in {"to_zarr", "create_array", "create_group", "consolidate_metadata", "require_group", "require_array"}:
+        return True
+    return name.startswith("zarr.") and "(" not in name and not last[0].isupper() and mode != "r"
+
+
+CALLS: dict[str, tuple[Callable[[str, str | None], bool], Sequence[str]]] = {
+    "writes Zarr": (writes_zarr, STORE),
+    "opens a raster unchecked": (
+        lambda name, mode: name == "rasterio.open" and mode not in ("w", "r+"),
+        ["cubeloom/untrusted.py"],
+    ),
+    "reads an archive unchecked": (
+        lambda name, mode: name in ("zipfile.ZipFile", "tarfile.open") and mode not in ("w", "a"),
+        ["cubeloom/archives.py"],
+    ),
+    "reads YAML unchecked": (
+        lambda name, _: name.startswith("yaml.") and "load" in name,
+        ["cubeloom/untrusted.py"],
+    ),
+    "reads weights unchecked": (
+        lambda name, _: name in ("torch.load", "torch.jit.load", "torch.hub.load", "safetensors.torch.load_file"),
+        ["models/checkpoints.py"],
+    ),
+    "runs text": (lambda name, _: name in ("eval", "exec", "compile", "os.system", "os.popen", "__import__"), []),
+}
+"""What only some files may do: told by the full name of what is called and its mode, where that is a literal."""
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_dangerous_calls_stay_in_few_hands(what):
+    forbidden, allowed = CALLS[what]
+    for path in everything():
+        place = str(path.relative_to(ROOT))
+        found = [f"line {line}: {name}" for name, mode, line in calls(path) if forbidden(name, mode)]
+        assert not found or place in allowed, f"{place} {what}: {', '.join(found)}"
+    for place in allowed:
+        assert any(forbidden(name, mode) for name, mode, _ in calls(ROOT / place)) or place in STORE
+
+
+def calls(path: Path) -> Iterator[tuple[str, str | None, int]]:
+    """Name, mode and line of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            given = [key.value for key in node.keywords if key.arg == "mode"] or node.args[1:2]
+            mode = given[0].value if given and isinstance(given[0], ast.Constant) else None
+            yield ast.unparse(node.func), mode if isinstance(mode, str) else None, node.lineno
+
+
+def test_what_the_rules_forbid_they_find(tmp_path):
+    """Without this, a rule might hold because it finds nothing."""
+    samples = {
+        "writes Zarr": [
+            "x.to_zarr(p)",
+            "zarr.open_group(p, mode='a')",
+            "zarr.open(p)",
+            "zarr.save(p, a)",
+            "g.create_array(n)",
+        ],
+        "opens a raster unchecked": ["rasterio.open(p)", "rasterio.open(p, mode)"],
+        "reads an archive unchecked": ["zipfile.ZipFile(p)", "tarfile.open(p, 'r:gz')"],
+        "reads YAML unchecked": ["yaml.safe_load(t)", "yaml.load(t, Loader=x)"],
+        "reads weights unchecked": ["torch.load(p)"],
+        "runs text": ["eval(t)", "os.system(t)"],
+    }
+    harmless = (
+        "zarr.open_group(p, mode='r'); rasterio.open(p, 'w'); zipfile.ZipFile(p, 'w'); yaml.safe_dump(d); m.eval()"
+    )
+    path = tmp_path / "sample.py"
+    for what, (forbidden, _) in CALLS.items():
+        for sample in samples[what]:
+            path.write_text(sample)
+            assert any(forbidden(name, mode) for name, mode, _ in calls(path)), sample
+        path.write_text(harmless)
+        assert not any(forbidden(name, mode) for name, mode, _ in calls(path))
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
