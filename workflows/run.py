@@ -254,8 +254,8 @@ class _Run:
         if self.outlet:
             try:
                 self.outlet.send_index()
-            except RetryableError as error:  # the products stand; the next run sends it
-                self.report.note(f"warning: {error}")
+            except (RetryableError, StoreError) as error:  # the products stand; the next run sends it
+                self.report.note(f"warning: the index was not sent: {error}")
                 self.log.event("index not sent", cause=str(error))
 
     def _make(self, items: Sequence[CatalogItem], todo: Sequence[int]) -> dict[int, SceneResult]:

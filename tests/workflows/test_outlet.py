@@ -1,0 +1,125 @@
+"""Products on their way to an object store: whole there, listed there, and made once."""
+
+import json
+
+import pystac
+import pytest
+
+import cubeloom
+from cubeloom.catalogs.items import read_catalog
+from cubeloom.pipeline.store import COMMIT
+from cubeloom.workflows.inspect import validate_path
+from cubeloom.workflows.layout import Layout
+from cubeloom.workflows.ledger import Ledger
+from cubeloom.workflows.run import RunOptions, run
+from cubeloom.workflows.summary import report_run
+
+pytest.importorskip("obstore")
+
+
+@pytest.fixture(scope="module")
+def server(object_server):
+    with object_server.ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+def link(object_server, server, monkeypatch):
+    with object_server.Link(server.port) as link:
+        for name, value in link.environment.items():
+            monkeypatch.setenv(name, value)
+        yield link
+
+
+@pytest.fixture
+def url(server, tmp_path):
+    bucket = tmp_path.name.replace("_", "-").lower()[-60:].strip("-")
+    server.client.create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/products"
+
+
+def states(result):
+    return [scene.state for scene in result.scenes]
+
+
+def objects(server, url):
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return server.objects(bucket, prefix)
+
+
+@pytest.mark.parametrize("keep_local", [True, False])
+def test_what_is_published_is_there_and_is_not_made_again(keep_local, server, link, url, small, workflow, tmp_path):
+    out = tmp_path / "out"
+    options = RunOptions(2, publish_to=url, keep_local=keep_local)
+    result = run(workflow(), small.items, out, options)
+    assert states(result) == ["published"] * 3
+    plain = run(workflow(), small.items, tmp_path / "plain")
+    there = objects(server, url)
+    for scene, local in zip(result.scenes, plain.scenes, strict=True):
+        assert scene.href == f"{url}/{local.product.relative_to(tmp_path / 'plain').as_posix()}"
+        name = scene.href.removeprefix(f"{url}/")
+        assert there[f"{name}/{COMMIT}"] == (local.product / COMMIT).read_bytes()
+        assert cubeloom.open_scene(scene.href).identical(cubeloom.open_scene(local.product))
+        assert scene.product.exists() == keep_local
+    report = report_run(result)
+    assert "cannot be shown" not in report.read_text()
+
+    link.asked.clear()
+    again = run(workflow(), small.items, out, options)
+    assert states(again) == ["unchanged"] * 3
+    assert not link.writes()
+    with Ledger(Layout(out).ledger) as ledger:
+        assert [row.product for row in ledger.scenes()] == [scene.href for scene in result.scenes]
+
+
+def test_the_catalog_there_leads_to_every_product(server, link, url, small, workflow, tmp_path):
+    run(workflow(), small.items, tmp_path / "out", RunOptions(2, publish_to=url))
+    for name, data in objects(server, url).items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    items = read_catalog(tmp_path / "copy")
+    assert len(items) == 3
+    for item in items:
+        assert cubeloom.open_scene(item.product_path).sizes["band"] == 14
+        assert not [one for one in json.loads(item.self_path.read_text())["links"] if one["rel"] == "derived_from"]
+    catalog = pystac.Catalog.from_file(str(tmp_path / "copy" / "catalog.json"))
+    assert {item.id for item in catalog.get_items(recursive=True)} == {item.id for item in items}
+    assert list(validate_path(tmp_path / "copy"))
+
+
+def test_without_local_copies_the_items_lead_there(link, url, small, workflow, tmp_path):
+    out = tmp_path / "out"
+    (scene, *_) = run(workflow(), small.items, out, RunOptions(2, publish_to=url, keep_local=False)).scenes
+    item = json.loads(Layout(out).item(scene.item.id, "test").read_text())
+    assert item["assets"]["product"]["href"] == scene.href
+    assert item["assets"]["commit"]["href"] == f"{scene.href}/{COMMIT}"
+    assert scene.product.with_suffix(".quicklooks").is_dir()
+
+
+def test_a_store_that_fails_is_tried_again_and_nothing_is_computed_twice(server, link, url, small, workflow, tmp_path):
+    items, out = small.items[:1], tmp_path / "out"
+    link.fault = lambda asked: (403, b"<Error><Code>AccessDenied</Code></Error>") if asked.writes else None
+    (failed,) = run(workflow(), items, out, RunOptions(2, publish_to=url)).scenes
+    assert failed.state == "failed"
+    assert objects(server, url) == {}
+    assert (failed.product / COMMIT).is_file(), "it stands locally"
+    stamps = {path: path.stat().st_mtime_ns for path in failed.product.rglob("*")}
+
+    link.heal()
+    (again,) = run(workflow(), items, out, RunOptions(2, publish_to=url)).scenes
+    assert again.state == "published"
+    assert {path: path.stat().st_mtime_ns for path in failed.product.rglob("*")} == stamps
+    assert cubeloom.open_scene(again.href).identical(cubeloom.open_scene(again.product))
+
+
+def test_what_was_taken_away_there_is_put_there_again(server, link, url, small, workflow, tmp_path):
+    items, out = small.items[:1], tmp_path / "out"
+    options = RunOptions(2, publish_to=url)
+    (first,) = run(workflow(), items, out, options).scenes
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    name = first.href.removeprefix(f"{url}/")
+    server.client.delete_object(Bucket=bucket, Key=f"{prefix}/{name}/{COMMIT}")
+    (again,) = run(workflow(), items, out, options).scenes
+    assert again.state == "published"
+    assert f"{name}/{COMMIT}" in objects(server, url)
