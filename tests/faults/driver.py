@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pkgutil
+import platform
 import resource
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, tzinfo
-from functools import wraps
+from functools import partial, wraps
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ class Fault:
     """What happens to a child.
 
     Attributes:
-        at: dotted name of a function or method; the process gets `number` there.
+        at: dotted name of a function or method; what happens happens there; by default the process gets `number`.
         when: `before` or `after` the call.
         nth: which call, from 1.
         number: the signal.
         operation: before which change of a file below `below` it is killed, from 1; 0 for none, -1 to count them.
         below: the folder whose file operations count.
-        largest_file: bytes that a file may have; 0 for no limit.
+        largest_file: bytes that a file may have, from the beginning or from `at` on; 0 for no limit.
         torn: die at that limit, in the middle of the write, instead of seeing an error.
         clock_s: what is added to the time of day: an entry for every look at the clock in turn, the last one stays.
         host: name of the machine; empty for its own.
@@ -62,14 +63,20 @@ class Fault:
 NONE = Fault()
 
 
-@dataclass
 class Child:
     """A command under way."""
 
-    nursery: "Nursery"
-    pid: int
-    log: Path
-    code: int | None = None
+    def __init__(self, nursery: "Nursery", pid: int, pipe: Path) -> None:
+        self.nursery, self.pid = nursery, pid
+        self.code: int | None = None
+        self._words: list[bytes] = []
+        self._listener = threading.Thread(target=self._listen, args=(pipe,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, pipe: Path) -> None:
+        with pipe.open("rb", buffering=0) as file:
+            while words := file.read(2**16):
+                self._words.append(words)
 
     def poll(self) -> int | None:
         """How it ended, negative for a signal; None while it runs."""
@@ -87,6 +94,12 @@ class Child:
             time.sleep(0.005)
         return code
 
+    def wait_stopped(self) -> None:
+        """Wait until SIGSTOP has stopped it."""
+        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert self.poll() is None, f"it ended before:\n{self.said}"
+            time.sleep(0.005)
+
     def send(self, number: int) -> None:
         """Send it a signal."""
         if self.poll() is None:
@@ -95,7 +108,9 @@ class Child:
     @property
     def said(self) -> str:
         """What it wrote to stdout and stderr."""
-        return self.log.read_text(errors="replace")
+        if self.code is not None:
+            self._listener.join(timeout=5)
+        return b"".join(self._words).decode(errors="replace")
 
 
 class Nursery:
@@ -109,7 +124,8 @@ class Nursery:
         self.folder = folder
         self._numbers = count()
         self._lock = threading.Lock()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        loopback = {"CUBELOOM_HOSTS": "http://127.0.0.1", "CUBELOOM_PRIVATE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **loopback}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -136,10 +152,11 @@ class Nursery:
 
     def start(self, *arguments: object, fault: Fault = NONE, program: str = "cubeloom") -> Child:
         """Start `cubeloom` with arguments, or one of the `PROGRAMS` of this file."""
-        log = self.folder / f"{next(self._numbers)}.log"
+        pipe = self.folder / str(next(self._numbers))
+        os.mkfifo(pipe)
         words = [str(argument) for argument in arguments]
-        answer = self.ask({"program": program, "arguments": words, "fault": asdict(fault), "log": str(log)})
-        return Child(self, answer["pid"], log)
+        answer = self.ask({"program": program, "arguments": words, "fault": asdict(fault), "pipe": str(pipe)})
+        return Child(self, answer["pid"], pipe)
 
     def run(self, *arguments: object, fault: Fault = NONE) -> Child:
         """Start `cubeloom` and wait for its end."""
@@ -156,6 +173,8 @@ class Nursery:
         """
         child = self.start(out, program="reader")
         try:
+            while "reading" not in child.said:
+                time.sleep(0.002)
             yield
         finally:
             child.send(signal.SIGTERM)
@@ -208,8 +227,11 @@ def main() -> None:
 
 
 IMPORTED = (
+    "cubeloom.catalogs.access",
+    "cubeloom.catalogs.download",
     "cubeloom.pipeline.readers.enmap",
     "cubeloom.pipeline.simulate",
+    "cubeloom.workflows.batch",
     "cubeloom.workflows.inspect",
     "cubeloom.workflows.run",
     "cubeloom.workflows.summary",
@@ -220,12 +242,19 @@ IMPORTED = (
 )
 """All that a run imports, and this program's own."""
 
+QUICKER = (
+    ("cubeloom.workflows.summary", "SAMPLED_SCENES", 0),  # to draw a report's spectra takes longer than a tiny scene
+    ("cubeloom.workflows.batch", "FIRST_DELAY_S", 0.05),
+)
+"""Settings of modules for all children."""
+
 
 def _import_everything() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
-    # To draw the spectra of a report takes longer than a tiny scene.
-    sys.modules["cubeloom.workflows.summary"].SAMPLED_SCENES = 0  # type: ignore[attr-defined]
+    for dotted, name, value in QUICKER:
+        setattr(sys.modules[dotted], name, value)
+    sys.modules["cubeloom.catalogs.access"].Access.__init__.__kwdefaults__["pause"] = 0.01
 
 
 def _child(request: Mapping[str, Any]) -> int:
@@ -233,14 +262,15 @@ def _child(request: Mapping[str, Any]) -> int:
     code = 1
     try:
         os.setsid()
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        pipe = os.open(request["pipe"], os.O_WRONLY)  # no file: those have a limit in some tests
         null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
+        for source, target in ((null, 0), (pipe, 1), (pipe, 2)):
             os.dup2(source, target)
+        os.close(pipe)
         _set_up(Fault(**request["fault"]))
         code = PROGRAMS[request["program"]](request["arguments"])
         sys.stderr.writelines(f"{tell()}\n" for tell in AT_END)
-    except BaseException:  # noqa: BLE001 - the test sees it in the log
+    except BaseException:  # noqa: BLE001 - the test sees it
         import traceback
 
         traceback.print_exc()
@@ -252,25 +282,27 @@ def _child(request: Mapping[str, Any]) -> int:
 
 def _set_up(fault: Fault) -> None:
     if fault.largest_block:
-        import cubeloom.pipeline.memory as memory
-
-        memory.LARGEST_BLOCK = fault.largest_block
-    if fault.at:
-        _signal_at(fault)
+        sys.modules["cubeloom.pipeline.memory"].LARGEST_BLOCK = fault.largest_block  # type: ignore[attr-defined]
     if fault.operation:
         _kill_at_operation(fault)
     if fault.clock_s:
         _turn_clock(fault.clock_s)
     if fault.host:
-        import platform
-
         platform.node = lambda: fault.host
-    if fault.largest_file:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fault.torn else signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, fault.largest_file))
+    if fault.at:
+        _meet_at(fault, partial(_limit, fault) if fault.largest_file else lambda: os.kill(os.getpid(), fault.number))
+    elif fault.largest_file:
+        _limit(fault)
 
 
-def _signal_at(fault: Fault) -> None:
+def _limit(fault: Fault) -> None:
+    """From now on the disk takes no more."""
+    if fault.torn:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (fault.largest_file, fault.largest_file))
+
+
+def _meet_at(fault: Fault, meet: Callable[[], None]) -> None:
     owner_name, _, name = fault.at.rpartition(".")
     owner = pkgutil.resolve_name(owner_name)
     original = getattr(owner, name)
@@ -281,10 +313,10 @@ def _signal_at(fault: Fault) -> None:
         with lock:
             due = next(calls) == fault.nth
         if due and fault.when == "before":
-            os.kill(os.getpid(), fault.number)
+            meet()
         result = original(*args, **kwargs)
         if due and fault.when == "after":
-            os.kill(os.getpid(), fault.number)
+            meet()
         return result
 
     _replace_everywhere(owner, name, original, wrapped)

@@ -81,6 +81,8 @@ def read_until_stopped(out: Path) -> int:
     """Look again and again until SIGTERM; tell what was wrong, and how often it was looked."""
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    sys.stdout.write("reading\n")
+    sys.stdout.flush()
     looks, wrong = 0, []
     while not wrong and (not stopped or not looks):
         wrong = list(breaches(out))
