@@ -304,6 +304,40 @@ class TestOtherProducts:
         assert not errors[0] or not errors[1]
         assert errors.count(None) == 1
 
+    @pytest.mark.parametrize("mine", ["product", "other"])
+    def test_who_comes_late_sees_what_another_finished_meanwhile(
+        self, server, object_server, link, url, product, other, monkeypatch, mine
+    ):
+        """The other's whole push falls between the first look at the name and the claim to it."""
+        with object_server.Link(server.port) as second:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", second.environment["AWS_ENDPOINT_URL"])
+            faster = open_remote(url)
+            faster.stands(NAME, "0")  # connects
+            monkeypatch.setenv("AWS_ENDPOINT_URL", link.environment["AWS_ENDPOINT_URL"])
+            link.fault = lambda asked: faster.push(product, NAME) if asked.key.endswith(CLAIM) and asked.body else None
+            if mine == "other":
+                with pytest.raises(StoreError, match="another product stands there"):
+                    open_remote(url).push(other, NAME)
+            else:
+                open_remote(url).push(product, NAME)
+        assert not any(content(asked) for asked in link.asked)
+        assert remote_objects(server, url) == files(product)
+
+    def test_what_vanishes_during_a_push_keeps_the_product_from_standing(self, server, link, url, bucket, product):
+        gone = f"some/prefix/{NAME}/reflectance/zarr.json"
+
+        def lose(asked):
+            if content(asked) and asked.key.endswith("reflectance/c/0/1/1"):
+                server.client.delete_object(Bucket=bucket, Key=gone)
+
+        link.fault = lose
+        with pytest.raises(RetryableError, match=r"reflectance/zarr.json: vanished.*push again"):
+            open_remote(url, uploads=1).push(product, NAME)
+        link.heal()
+        assert not is_product(url)
+        open_remote(url).push(product, NAME)
+        assert remote_objects(server, url) == files(product)
+
     @pytest.mark.parametrize("number", [3, 20])
     def test_a_deletion_during_a_push_leaves_no_product(self, server, object_server, link, url, product, number):
         """Once a deletion has begun, no push under way can make a product of what is left."""
