@@ -1,7 +1,7 @@
 """An item of a STAC API made fit for a catalog of our own: checked, without secrets, wavelengths in micrometres."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,7 +150,8 @@ def _extensions(item: Document) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold; JSON has integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _check_text(item: Document, provider: Provider) -> None:

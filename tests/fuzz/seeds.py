@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from datetime import UTC, datetime
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import mkdtemp
 from xml.etree import ElementTree  # noqa: TID251 - to cut documents down, not to read foreign ones
@@ -197,6 +198,19 @@ def catalog() -> Path:
 def stac_document(place: str) -> list[bytes]:
     """The document at a place of the catalog."""
     return [next(catalog().glob(place)).read_bytes()]
+
+
+@cache
+def api_items() -> tuple[bytes, ...]:
+    """Items as the APIs of the known providers answer with."""
+    path = Path(__file__).resolve().parents[1] / "catalogs" / "stac_items.py"
+    spec = spec_from_file_location("stac_items", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = (module.dlr_item(), module.earth_search_item(), module.planetary_item(), module.cdse_item())
+    return tuple(json.dumps(item).replace("@server@", "https://example.org").encode() for item in made)
 
 
 def _network() -> dict[str, object]:

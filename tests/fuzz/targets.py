@@ -155,6 +155,22 @@ def _stac(place: str) -> Callable[[bytes, Path], None]:
     return parse
 
 
+def _api_item(document: bytes, folder: Path) -> None:
+    """Make the item of an API fit for a catalog, put it into one, and read that."""
+    from cubeloom.catalogs import read_catalog
+    from cubeloom.catalogs.documents import write_json_atomic
+    from cubeloom.catalogs.found import made_safe
+    from cubeloom.catalogs.providers import PROVIDERS
+    from cubeloom.untrusted import parse_json
+
+    for provider in PROVIDERS.values():
+        item = made_safe(parse_json(document, "an answer"), provider)
+        path = folder / f"{item['id']}.json"
+        write_json_atomic(path, item)
+        (found,) = read_catalog(path)
+        assert found.id == item["id"]
+
+
 def _weights(suffix: str) -> Callable[[bytes, Path], None]:
     def parse(document: bytes, folder: Path) -> None:
         from cubeloom.models.checkpoints import read_weights, weights_digest
@@ -243,6 +259,7 @@ TARGETS = {
             "features": "features.json",
         }.items()
     },
+    "stac_search": Target(seeds.api_items, _JSON, _api_item),
     "safetensors": Target(
         lambda: [seeds.safetensors()], change.any_of(change.damage_safetensors, change.flip), _weights(".safetensors")
     ),

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import InputError
@@ -54,6 +56,36 @@ def shuffled(scene: xr.Dataset) -> xr.Dataset:
 def test_every_breach_is_named(make_scene, breach, message):
     with pytest.raises(InputError, match=message):
         validate_scene(breach(make_scene(height=20, width=20)))
+
+
+NO_WIDTHS = [0.0, -1.0, np.nan, np.inf, -np.inf]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    at=st.integers(0, 11),
+    name=st.sampled_from(["wavelength", "fwhm"]),
+    value=st.sampled_from(NO_WIDTHS) | st.floats(max_value=0),
+)
+def test_a_band_that_cannot_be_is_named(make_scene, at, name, value):
+    scene = make_scene(height=4, width=4)
+    numbers = scene[name].values.copy()
+    numbers[at] = value
+    broken = scene.assign_coords({name: ("band", numbers)})
+    with pytest.raises(InputError, match=rf"band {at + 1} has .*expected nanometres"):
+        validate_scene(broken)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(order=st.permutations(range(12)))
+def test_bands_out_of_order_are_named(make_scene, order):
+    scene = make_scene(height=4, width=4).isel(band=order)
+    if list(order) == sorted(order):
+        validate_scene(scene)
+        return
+    first = next(at for at in range(11) if order[at] > order[at + 1])
+    with pytest.raises(InputError, match=rf"must ascend: band {order[first] + 1} at .* band {order[first + 1] + 1} at"):
+        validate_scene(scene)
 
 
 def test_a_subset_keeps_its_place(make_scene):
