@@ -66,9 +66,18 @@ class Fit:
 
 
 def fit(
-    source: Source, stages: Sequence[Stage], specs: Sequence[SceneSpec], ingest: Shape, workers: int, memory: int
+    source: Source,
+    stages: Sequence[Stage],
+    specs: Sequence[SceneSpec],
+    ingest: Shape,
+    workers: int,
+    memory: int,
+    *,
+    together: bool = True,
 ) -> Fit:
     """The largest blocks whose way through the steps fits the budget, and what the run takes.
+
+    The budget is that of a process. All workers share it where they work `together`; else each has one of its own.
 
     Raises:
         ConfigError: even the smallest block, or one tile of a network, exceeds the budget; shows the arithmetic.
@@ -76,12 +85,13 @@ def fit(
     spec = source.spec
     tiles = [_tile_bytes(stages, specs, step) for step in range(len(stages))]
     base = BASE_BYTES + (NETWORK_BYTES if any(tiles) else 0)
+    shape = _shared(spec.shape, workers)
+    workers = workers if together else 1
     tile_workers = max(min(workers, (memory - base) // max([1, *tiles])), 1)
     floor = max(_ingest_bytes(spec, ingest), base + tile_workers * max(tiles, default=0))
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         floor = max(floor, base + workers * _block_bytes(stages, specs, statistics, spec.shape))
-    shape = _shared(spec.shape, workers)
     while True:
         steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
         projected = max(floor, base + steps)

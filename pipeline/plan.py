@@ -35,7 +35,7 @@ class Plan:
         block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
         workers: block tasks at a time.
         tile_workers: groups of a network's tiles at a time.
-        projected_bytes: memory the run will need at its peak.
+        projected_bytes: memory that a process of the run will need at its peak.
         content: digest of the content of the input files.
         identity: hex digest of everything that decides the product's bytes.
     """
@@ -97,6 +97,7 @@ def make_plan(
     publish: Sequence[str] | None = None,
     workers: int = 1,
     memory: int = DEFAULT_MEMORY,
+    together: bool = True,
     content: str = "",
     workflow: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -108,7 +109,8 @@ def make_plan(
         publish: names of the variables to keep beside those of the source; by default all but cubes that a later
             step has replaced.
         workers: block tasks at a time.
-        memory: bytes the run may use.
+        memory: bytes that a process may use.
+        together: whether all workers are threads of one process; else each is a process of its own.
         content: digest of the input files' content, where it is known; by default they are hashed.
         workflow: what the workflow itself adds to the product's identity.
 
@@ -121,7 +123,7 @@ def make_plan(
     groups = _published(specs, publish)
     measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
     ingest = ingest_shape(source, memory)
-    fitted = fit(source, active, specs, ingest, workers, memory)
+    fitted = fit(source, active, specs, ingest, workers, memory, together=together)
     content = content or source.fingerprint()
     identity = _identity(content, active, groups, workflow or {})
     return Plan(

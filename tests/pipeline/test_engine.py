@@ -181,3 +181,16 @@ def test_blocks_shrink_to_the_budget(make_scene):
 def test_publishing_what_no_step_makes_is_refused(scene):
     with pytest.raises(ConfigError, match="publish names denoised"):
         make_plan(Blocks(scene, (512, 512)), [stage_class("mask")()], publish=["denoised"])
+
+
+def test_workers_of_their_own_memory_are_not_added_up(make_scene):
+    """A cluster of many workers takes blocks that one of them can hold, not a share of it for each."""
+    scene = make_scene(height=600, width=600, bands=60)
+    stages = [stage_class("mask")(), stage_class("denoise")(method="subspace")]
+    source, options = Blocks(scene, (512, 512)), {"content": "same", "memory": 700 * 2**20}
+    with pytest.raises(ConfigError, match="100 workers x"):
+        make_plan(source, stages, workers=100, **options)
+    many, one = (make_plan(source, stages, workers=n, together=False, **options) for n in (100, 1))
+    assert many.projected_bytes <= one.projected_bytes <= options["memory"]
+    assert many.block_shape <= one.block_shape
+    assert many.identity == one.identity
