@@ -243,7 +243,7 @@ class Ledger:
                 "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
                 "product = excluded.product, ended = excluded.ended, "
-                "deaths = CASE WHEN excluded.state = 'failed' THEN deaths ELSE 0 END",
+                "deaths = CASE WHEN state IN ('claimed', 'processing') OR excluded.state != 'failed' THEN 0 ELSE deaths END",
                 (item, workflow, state, cause, product, _now()),
             )
             row = self.scene(item, workflow)
