@@ -243,7 +243,8 @@ class Ledger:
                 "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
                 "product = excluded.product, ended = excluded.ended, "
-                "deaths = CASE WHEN state IN ('claimed', 'processing') OR excluded.state != 'failed' THEN 0 ELSE deaths END",
+                "deaths = CASE WHEN excluded.state != 'failed' OR state IN ('claimed', 'processing') THEN 0 "
+                "ELSE deaths END",
                 (item, workflow, state, cause, product, _now()),
             )
             row = self.scene(item, workflow)
