@@ -94,6 +94,14 @@ class Child:
             time.sleep(0.005)
         return code
 
+    def wait_or_kill(self, seconds: float) -> int | None:
+        """How it ended by itself; None where it was killed after so long."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self.send(signal.SIGKILL)
+        return None if self.wait() == -signal.SIGKILL else self.code
+
     def wait_stopped(self) -> None:
         """Wait until SIGSTOP has stopped it."""
         while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
