@@ -164,27 +164,27 @@ def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
                 link.most = max(link.most, link.under_way)
             try:
                 time.sleep(link.delay)
-                self._answer(asked, link.fault(asked))
+                fault = link.fault(asked)
+                reply = self._reply(asked, fault)
             finally:
-                with link.lock:
+                with link.lock:  # before the answer: the other side may ask again as soon as it has it
                     link.under_way -= 1
-
-        def _answer(self, asked: Asked, fault: Fault) -> None:
-            if fault == CUT:
+            if reply is None:
                 self.close_connection = True
-                return
+            else:
+                self._send(*reply, asked.method, half=fault == HALF)
+
+        def _reply(self, asked: Asked, fault: Fault) -> tuple[int, list[tuple[str, str]], bytes] | None:
+            if fault == CUT:
+                return None
             if isinstance(fault, tuple):
-                self._send(fault[0], [("Content-Type", "application/xml")], fault[1], asked.method)
-                return
+                return fault[0], [("Content-Type", "application/xml")], fault[1]
             if asked.writes:
                 with link.one_write:
-                    status, headers, body = link.answer(asked, asked.headers, self.path)
+                    reply = link.answer(asked, asked.headers, self.path)
             else:
-                status, headers, body = link.answer(asked, asked.headers, self.path)
-            if fault == LOST:
-                self.close_connection = True
-                return
-            self._send(status, headers, body, asked.method, half=fault == HALF)
+                reply = link.answer(asked, asked.headers, self.path)
+            return None if fault == LOST else reply
 
         def _send(self, status: int, headers: Any, body: bytes, method: str, half: bool = False) -> None:
             self.send_response_only(status)

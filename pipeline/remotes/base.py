@@ -38,7 +38,7 @@ Change = Callable[[bytes | None], bytes]
 
 
 class Remote(Protocol):
-    """Products and documents under one URL. Names are relative paths with slashes.
+    """Products and documents under one URL. Names are relative paths with slashes; those of products end in `.zarr`.
 
     All methods raise `RetryableError` when the network or the server fails beyond patience, and `StoreError` when
     trying again would not help; no message holds a credential.
@@ -137,18 +137,36 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
-def checked_name(name: str) -> str:
-    """A name as it was given.
+def product_name(name: str) -> str:
+    """The name of a product, as it was given. Nothing but the product lies below it, so all that does may be removed.
 
     Raises:
-        ConfigError: it would lead out of the remote, or be no path below it.
+        ConfigError: it is no path below the remote, or does not end in `.zarr`.
     """
+    *above, last = _parts_of(name)
+    if not last.endswith(".zarr") or any(part.endswith(".zarr") for part in above):
+        raise ConfigError(f"{name!r} is no name for a product; expected a path that ends in .zarr, and nowhere before")
+    return name
+
+
+def document_name(name: str) -> str:
+    """The name of a document, as it was given.
+
+    Raises:
+        ConfigError: it is no path below the remote, or leads into a product.
+    """
+    if any(part.endswith(".zarr") for part in _parts_of(name)):
+        raise ConfigError(f"{name!r} is no name for a document; it would lie in a product")
+    return name
+
+
+def _parts_of(name: str) -> list[str]:
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or not re.fullmatch(r"[\w.+=@,() /-]+", name, re.ASCII):
         raise ConfigError(
             f"{name!r} is no name for a remote; expected a relative path such as scenes/ITEM/WORKFLOW.zarr"
         )
-    return name
+    return parts
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cubeloom.errors import ConfigError
 from cubeloom.pipeline.chunks import digest
 from cubeloom.pipeline.store import COMMIT
 
-from .base import Change, Product, checked_name, concurrently, other_product
+from .base import Change, Product, concurrently, document_name, other_product, product_name
 from .repository import REPOSITORY, Answer, Place, get, holds, put, remove
 
 RECORDS = "_commits"
@@ -33,7 +33,7 @@ def open_remote(parts: SplitResult, patience: float, uploads: int) -> "IcechunkR
 
 def open_files(parts: SplitResult, patience: float) -> "IcechunkFiles":
     """The files of the product that the fragment of a URL names, as the repository holds it now."""
-    name = checked_name(parts.fragment)
+    name = product_name(parts.fragment)
     folder, _, last = parts.path.rstrip("/").rpartition("/")
     if last != REPOSITORY:
         raise ConfigError(f"{parts.geturl()}: expected {parts.scheme}://…/{REPOSITORY}#NAME, as pushing gives it")
@@ -55,11 +55,11 @@ class IcechunkRemote:
 
     def href(self, name: str) -> str:
         """The URL of a product."""
-        return f"{self.url}/{REPOSITORY}#{checked_name(name)}"
+        return f"{self.url}/{REPOSITORY}#{product_name(name)}"
 
     def stands(self, name: str, commit_sha256: str) -> bool:
         """Whether a product stands whose commit record has this digest."""
-        checked_name(name)
+        product_name(name)
 
         def stands() -> bool:
             record = _read_record(self.place.reader().store, name) if self.place.exists else None
@@ -69,7 +69,7 @@ class IcechunkRemote:
 
     def push(self, product: Path, name: str) -> None:
         """Copy a finished product in one commit; see `Remote.push`."""
-        checked_name(name)
+        product_name(name)
         pushed = Product.read(product)
 
         def push() -> None:
@@ -80,7 +80,7 @@ class IcechunkRemote:
 
     def delete(self, name: str) -> None:
         """Remove a product by a commit; the history keeps its bytes until Icechunk's garbage collection."""
-        checked_name(name)
+        product_name(name)
 
         def delete(store: IcechunkStore) -> bool:
             if not holds(store, _record(name)):
@@ -97,7 +97,7 @@ class IcechunkRemote:
 
     def edit(self, name: str, change: Change) -> None:
         """Put in place what `change` makes of the document that stands."""
-        checked_name(name)
+        document_name(name)
         if self.place.bucket:
             from .bucket import Bucket
             from .objects import ObjectRemote

@@ -18,7 +18,7 @@ from cubeloom.errors import RetryableError, StoreError
 from cubeloom.pipeline.chunks import digest
 from cubeloom.pipeline.store import COMMIT
 
-from .base import Change, Product, checked_name, concurrently, other_product
+from .base import Change, Product, concurrently, document_name, other_product, product_name
 from .bucket import Answer, Bucket, answered
 
 CLAIM = "_CLAIM.json"
@@ -73,17 +73,17 @@ class ObjectRemote:
         return str(self.bucket)
 
     def href(self, name: str) -> str:
-        """The URL of a product or document."""
-        return f"{self.url}/{checked_name(name)}"
+        """The URL of a product."""
+        return f"{self.url}/{product_name(name)}"
 
     def stands(self, name: str, commit_sha256: str) -> bool:
         """Whether a product stands whose commit record has this digest."""
-        marker = self.bucket.read(f"{checked_name(name)}/{COMMIT}")
+        marker = self.bucket.read(f"{product_name(name)}/{COMMIT}")
         return marker is not None and digest(marker.data) == commit_sha256
 
     def push(self, product: Path, name: str) -> None:
         """Copy a finished product; see `Remote.push`."""
-        checked_name(name)
+        product_name(name)
         pushed = Product.read(product)
         if not self._done(name, pushed):
             self._claim(name, pushed)
@@ -98,7 +98,7 @@ class ObjectRemote:
 
     def edit(self, name: str, change: Change) -> None:
         """Put in place what `change` makes of the document that stands."""
-        checked_name(name)
+        document_name(name)
         for _ in range(RACES):
             stands = self.bucket.read(name)
             wanted = change(stands.data if stands else None)
@@ -106,11 +106,11 @@ class ObjectRemote:
                 return
             if self.bucket.replace(name, wanted, stands.tag) if stands else self.bucket.create(name, wanted):
                 return
-        raise RetryableError(f"{self.href(name)}: others changed it {RACES} times while it was to be written")
+        raise RetryableError(f"{self.url}/{name}: others changed it {RACES} times while it was to be written")
 
     def delete(self, name: str) -> None:
         """Remove a product, its commit record first. The claim goes last, so that no push comes in between."""
-        claim, marker = (f"{checked_name(name)}/{part}" for part in (CLAIM, COMMIT))
+        claim, marker = (f"{product_name(name)}/{part}" for part in (CLAIM, COMMIT))
         there = self.bucket.sizes(name)
         if there:
             self.bucket.write(claim, DELETION, digest(DELETION))

@@ -252,9 +252,9 @@ class TestPushing:
     def test_names_beside_each_other_do_not_touch(self, server, link, url, product, other):
         remote = open_remote(url)
         remote.push(product, NAME)
-        remote.push(other, f"{NAME}-2")
+        remote.push(other, f"{NAME}-2.zarr")
         remote.push(other, "with blank (1)/x,y=z.zarr")
-        remote.delete(f"{NAME}-2")
+        remote.delete(f"{NAME}-2.zarr")
         assert remote_objects(server, url) == files(product)
         assert remote_objects(server, url, "with blank (1)/x,y=z.zarr") == files(other)
         xr.testing.assert_identical(
@@ -665,16 +665,25 @@ class TestUrls:
         assert "hidden" not in str(refused.value)
 
     @pytest.mark.parametrize("name", ["", "/x", "x/", "a/../b", "./a", "a//b", "a#b", "a?b", "a\nb", "a%2fb", "é"])
-    def test_a_name_that_leads_elsewhere_is_refused(self, name):
-        remote = open_remote("s3://bucket/x")
-        for act in (
-            remote.href,
-            remote.delete,
-            lambda name: remote.point(name, b""),
-            lambda name: remote.stands(name, "0"),
-        ):
+    @pytest.mark.parametrize("url", ["s3://bucket/x", "icechunk+file:///nowhere"])
+    def test_a_name_that_leads_elsewhere_is_refused(self, url, name):
+        pytest.importorskip("icechunk")
+        remote = open_remote(url)
+        for act in (remote.href, remote.delete, lambda n: remote.point(n, b""), lambda n: remote.stands(n, "0")):
             with pytest.raises(ConfigError, match="no name for a remote"):
                 act(name)
+
+    @pytest.mark.parametrize("url", ["s3://bucket/x", "icechunk+file:///nowhere"])
+    def test_products_and_documents_keep_out_of_each_other(self, url, product):
+        """What a push or a deletion may clear away below a name is one product and nothing else."""
+        pytest.importorskip("icechunk")
+        remote = open_remote(url)
+        for name in ("scenes", "scenes/ITEM", "x.zarr/y.zarr"):
+            for act in (remote.delete, remote.href, lambda n: remote.push(product, n), lambda n: remote.stands(n, "0")):
+                with pytest.raises(ConfigError, match=r"no name for a product; expected a path that ends in .zarr"):
+                    act(name)
+        with pytest.raises(ConfigError, match="it would lie in a product"):
+            remote.point("scenes/x.zarr/zarr.json", b"{}")
 
     def test_a_bucket_that_does_not_exist_is_named(self, link, product):
         with pytest.raises(StoreError, match="no such bucket"):
