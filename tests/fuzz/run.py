@@ -100,6 +100,7 @@ def reproduce(name: str, document: Path) -> int:
     from targets import TARGETS
 
     with tempfile.TemporaryDirectory(prefix="cubeloom-fuzz-") as scratch:
+        TARGETS[name].warm(Path(scratch) / "document")
         accepted = TARGETS[name].check(document.read_bytes(), Path(scratch) / "document")
     print("accepted" if accepted else "refused with an error of ours")
     return 0

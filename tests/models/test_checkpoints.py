@@ -149,6 +149,30 @@ class TestRefused:
         with pytest.raises(ModelError, match="thin are not dense"):
             read(tmp_path / "a.pt")
 
+    def test_a_tensor_larger_than_its_file(self, tmp_path):
+        torch.save({"fine": torch.ones(2), "swollen": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pt")
+        with pytest.raises(ModelError, match=r"a.pt: swollen have more bytes than the file's"):
+            read(tmp_path / "a.pt")
+
+    def test_numbers_of_a_type_that_no_network_has(self, tmp_path):
+        save_file({"odd": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+        with pytest.raises(ModelError, match="odd are not dense"):
+            read(tmp_path / "a.safetensors")
+
+    def test_a_safetensors_shape_that_cannot_be(self, tmp_path):
+        head = b'{"a":{"dtype":"F32","shape":[0,9223372036854775807,4],"data_offsets":[0,0]}}'
+        (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+        with pytest.raises(ModelError, match="not a whole safetensors file"):
+            read(tmp_path / "a.safetensors")
+
+    def test_an_archive_whose_size_cannot_be_told_is_not_handed_on(self, tiny, tmp_path):
+        """Torch unpacks archives by other rules than Python: what one cannot list the other must not load."""
+        torch.save(tiny.state_dict(), tmp_path / "a.pt")
+        content = (tmp_path / "a.pt").read_bytes()
+        (tmp_path / "a.pt").write_bytes(content[: content.rindex(b"PK\5\6")] + bytes(70_000))
+        with pytest.raises(ModelError, match=r"not a whole PyTorch checkpoint \(its archive: not a readable ZIP"):
+            read(tmp_path / "a.pt")
+
     def test_an_archive_that_unpacks_to_more_than_the_limit(self, tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints, "FILE_LIMIT", 10_000)
         with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:

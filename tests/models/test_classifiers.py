@@ -11,6 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
@@ -124,6 +125,71 @@ def test_trees_that_would_lead_astray_are_refused(tmp_path, kind):
     classifier.save(tmp_path / "m.skops")
     with pytest.raises(ModelError, match="decision tree in it is damaged"):
         load_classifier(tmp_path / "m.skops")
+
+
+@pytest.mark.parametrize("harm", ["counts", "coefficients", "intercepts", "features"])
+def test_a_support_vector_machine_that_would_lead_astray_is_refused(tmp_path, harm):
+    classifier = trained(ESTIMATORS["svm"])
+    (calibrated,) = classifier.estimator.steps[-1][1].calibrated_classifiers_
+    machine = calibrated.estimator
+    if harm == "counts":  # the sum stays, which is all that scikit-learn looks at
+        machine._n_support[:2] += np.array([1000, -1000], np.int32)
+    elif harm == "coefficients":
+        machine._dual_coef_ = machine._dual_coef_[:, :1]
+    elif harm == "intercepts":
+        machine._intercept_ = machine._intercept_[:1]
+    else:
+        machine.support_vectors_ = machine.support_vectors_[:, :1]
+    classifier.save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match="support vector machine in it is damaged"):
+        load_classifier(tmp_path / "m.skops")
+
+
+def test_estimators_of_other_kinds_are_refused_though_skops_trusts_them(tmp_path):
+    """Inside them trees could hide that are not looked at."""
+    x, y = spectra()
+    inner = spectral_features(x, WAVELENGTHS, FEATURES)
+    hidden = OneVsRestClassifier(RandomForestClassifier(2))
+    classifier = replace(trained(ESTIMATORS["logistic"]), estimator=make_pipeline(StandardScaler(), hidden))
+    classifier.estimator.fit(inner, y)
+    classifier.save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match="it holds a OneVsRestClassifier; known are"):
+        load_classifier(tmp_path / "m.skops")
+
+
+def test_an_estimator_that_does_not_suit_its_card_is_refused(tmp_path):
+    classifier = trained(ESTIMATORS["logistic"])
+    replace(classifier, features=("spectrum",)).save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match=r"does not work .*features"):
+        load_classifier(tmp_path / "m.skops")
+    classifier.estimator.steps[-1][1].coef_[0, 0] = np.nan
+    classifier.save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match=r"for probabilities|does not work"):
+        load_classifier(tmp_path / "m.skops")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wavelengths_nm": ["blue"] * BANDS}, "wavelengths_nm"),
+        ({"wavelengths_nm": [1e400] * BANDS}, "wavelengths_nm"),
+        ({"wavelengths_nm": [*WAVELENGTHS[::-1]]}, "do not ascend"),
+        ({"fwhm_nm": [10.0]}, "one fwhm_nm for each"),
+        ({"features": ["smell"]}, "features"),
+        ({"classes": [{"value": 300, "name": "x", "colour": "#000000"}]}, "1 to 255"),
+        ({"classes": 5}, "classes"),
+        ({"metrics": None}, "metrics"),
+    ],
+)
+def test_a_damaged_card_is_named(tmp_path, changes, message):
+    path = tmp_path / "m.skops"
+    card = trained(ESTIMATORS["logistic"]).card() | changes
+    path.write_bytes(skops_io.dumps(LogisticRegression()))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(CARD, json.dumps(card))
+    for read in (load_classifier, read_card):
+        with pytest.raises(ModelError, match=rf"m.skops: its card is damaged .*{message}"):
+            read(path)
 
 
 def test_other_files_are_refused_with_what_was_expected(tmp_path):
