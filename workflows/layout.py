@@ -42,6 +42,15 @@ class Layout:
         """Where a product is built."""
         return self.out / ".cubeloom" / "staging" / f"{identity[:16]}.zarr"
 
+    def abandon(self, identity: str) -> None:
+        """Remove what stands of a product under way; in one step, so that nobody goes on with a part of it."""
+        staged = self.staging(identity)
+        doomed = staged.with_name(f"dead-{staged.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            staged.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
     def stagings(self) -> list[Path]:
         """All products that are being built, or were when a run ended."""
         return sorted((self.out / ".cubeloom" / "staging").glob("*.zarr"))
@@ -58,6 +67,11 @@ class Layout:
     def trash(self) -> Path:
         """Where folders wait for their removal, out of sight."""
         return self.out / ".cubeloom" / "trash"
+
+    @property
+    def index_behind(self) -> Path:
+        """File that is there while the index may lack a product."""
+        return self.out / ".cubeloom" / "index-behind"
 
     def discard(self, folder: Path) -> None:
         """Remove a folder; readers see all of it or nothing."""

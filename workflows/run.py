@@ -198,8 +198,9 @@ class _Run:
         self.ledger.claim(wanted, self.workflow.name, self.run_id)
         with self._alive():
             if todo:
+                self.layout.index_behind.touch()
                 results |= self._make(items, todo)
-            if todo or not (self.layout.out / "catalog.json").exists():
+            if self.layout.index_behind.exists() or not (self.layout.out / "catalog.json").exists():
                 self._index()
         for number, item in enumerate(items):
             if number not in results:
@@ -257,6 +258,8 @@ class _Run:
             except (RetryableError, StoreError) as error:  # the products stand; the next run sends it
                 self.report.note(f"warning: the index was not sent: {error}")
                 self.log.event("index not sent", cause=str(error))
+                return
+        self.layout.index_behind.unlink(missing_ok=True)
 
     def _make(self, items: Sequence[CatalogItem], todo: Sequence[int]) -> dict[int, SceneResult]:
         """Make what is to be made: first, one by one, what a process died over, so that it is known which it is."""

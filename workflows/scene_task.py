@@ -132,10 +132,6 @@ class SceneTask:
             result.state, result.cause, result.exit_code = "aborted", str(error), error.exit_code
         except Exception as error:  # noqa: BLE001 - one bad scene, whatever its trouble, stops nothing
             self._fail(result, error)
-        else:
-            if result.state in {"published", "unchanged"}:
-                self.shared.layout.release(self.item.id, self.shared.workflow.name)
-                shutil.rmtree(self.shared.layout.inputs(self.item.id), ignore_errors=True)
         result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return result
 
@@ -171,12 +167,13 @@ class SceneTask:
         self._announce(plan, result)
 
     def _end(self, result: SceneResult) -> None:
-        self.shared.ledger.end(
-            self.item.id,
-            self.shared.workflow.name,
-            "succeeded",
-            product=result.href or str(result.product),
-        )
+        """Clear up, and tell the ledger last: what has succeeded is not looked at again."""
+        layout, workflow = self.shared.layout, self.shared.workflow.name
+        if self.shared.keep is not None and result.product:
+            drop_versions(layout, self.item.id, workflow, result.product, self.shared.keep)
+        layout.release(self.item.id, workflow)
+        shutil.rmtree(layout.inputs(self.item.id), ignore_errors=True)
+        self.shared.ledger.end(self.item.id, workflow, "succeeded", product=result.href or str(result.product))
 
     def _build(self, plan: Plan, result: SceneResult) -> None:
         staged = self.shared.layout.staging(plan.identity)
@@ -219,16 +216,16 @@ class SceneTask:
             item = publish_item(shared.layout.out, record)
             if shared.outlet:
                 shared.outlet.send(item, product)
-            if shared.keep is not None:
-                drop_versions(shared.layout, self.item.id, shared.workflow.name, product, shared.keep)
 
     def _fail(self, result: SceneResult, error: Exception) -> None:
         result.retryable = isinstance(error, RetryableError)
         result.wait_s = float(getattr(error, "wait", 0.0))
         if result.identity and (isinstance(error, InputError | StoreError) or _disk_is_full(error)):
             # What stands may be damaged, and fills the disk; first of all, since on a full one nothing can be written.
-            shutil.rmtree(self.shared.layout.staging(result.identity), ignore_errors=True)
+            self.shared.layout.abandon(result.identity)
             self.shared.ledger.forget(result.identity)
+        if isinstance(error, InputError):
+            shutil.rmtree(self.shared.layout.inputs(self.item.id), ignore_errors=True)
         self._set_aside(result, "failed", error)
 
     def _set_aside(self, result: SceneResult, state: str, error: Exception) -> None:
