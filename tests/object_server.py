@@ -75,6 +75,8 @@ CUT = "cut"
 """The connection ends before the server has seen the request."""
 LOST = "lost"
 """The server does as asked, and the connection ends before it has answered."""
+TORN = "torn"
+"""As `LOST`, but the answer's first bytes are sent."""
 HALF = "half"
 """The connection ends within the answer's body."""
 
@@ -169,8 +171,9 @@ def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
             finally:
                 with link.lock:  # before the answer: the other side may ask again as soon as it has it
                     link.under_way -= 1
-            if reply is None:
+            if reply is None or fault == TORN:
                 self.close_connection = True
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le" if reply else b"")
             else:
                 self._send(*reply, asked.method, half=fault == HALF)
 
