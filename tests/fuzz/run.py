@@ -6,6 +6,7 @@ atheris cannot be imported.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,15 @@ def run_all(names: list[str], seconds: int, findings: Path) -> int:
     for name in names or TARGETS:
         start = time.monotonic()
         command = [sys.executable, __file__, "--in-process", name, f"--seconds={seconds}", f"--findings={findings}"]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        with tempfile.TemporaryDirectory(prefix="cubeloom-fuzz-") as scratch:  # libFuzzer ends without cleaning up
+            ended = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, "TMPDIR": scratch},
+            )
         done = [line for line in ended.stdout.splitlines() if "stat::number_of_executed_units" in line]
         count = done[0].split()[-1] if done else "?"
         print(

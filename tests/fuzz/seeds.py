@@ -1,8 +1,10 @@
 """Valid documents of every kind that Cubeloom reads, made by its own simulator and writers."""
 
+import atexit
 import io
 import json
 import re
+import shutil
 import tarfile
 import zipfile
 from datetime import UTC, datetime
@@ -22,8 +24,10 @@ SHAPE = {"height": 24, "width": 20, "n_vnir": 3, "n_swir": 4, "seed": 3}
 
 @cache
 def workplace() -> Path:
-    """The folder that everything is made in, removed with the process's temporary folder."""
-    return Path(mkdtemp(prefix="cubeloom-seeds-"))
+    """The folder that everything is made in, removed when the process ends."""
+    folder = Path(mkdtemp(prefix="cubeloom-seeds-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
