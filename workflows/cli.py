@@ -521,7 +521,7 @@ def main() -> None:
         sys.stderr.write(f"error: {redact(str(error))}\n")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
+        sys.stderr.write(redact(f"error: {error.filename or 'a file'}: {error.strerror or error}\n"))
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; a run keeps its finished blocks, the same command goes on from there\n")

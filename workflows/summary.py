@@ -7,6 +7,7 @@ from typing import Any
 from cubeloom.errors import CubeloomError, InputError
 from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import spec_of
+from cubeloom.secrets import redact
 from cubeloom.untrusted import load_json
 
 from .layout import Layout
@@ -64,7 +65,7 @@ def _summary(result: RunResult) -> dict[str, Any]:
     return {
         "run": result.run_id,
         "workflow": result.workflow.name,
-        "workflow_yaml": yaml.safe_dump(workflow, sort_keys=False),
+        "workflow_yaml": redact(yaml.safe_dump(workflow, sort_keys=False)),
         "machine": result.machine,
         "versions": _versions(),
         "seconds": round(result.seconds, 3),
