@@ -28,7 +28,7 @@ from distributed.protocol.pickle import dumps, loads
 from threadpoolctl import threadpool_limits
 
 import cubeloom
-from cubeloom.errors import ConfigError, CubeloomError, RetryableError
+from cubeloom.errors import ConfigError, CubeloomError, RetryableError, Stopped
 
 from .executor import Executor, Pending, Round, Skipped
 
@@ -53,7 +53,7 @@ _POLL_S = 0.1
 _LOOK_S = 5.0
 _CLOSE_S = 5.0
 
-_PACKAGES = ("numcodecs", "numpy", "scipy", "torch")
+_PACKAGES = ("numcodecs", "numpy", "scikit-learn", "scipy", "torch")
 """Beside Cubeloom and Python, what decides the bytes of a product."""
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -124,6 +124,8 @@ class _Lone(Pending[T]):
 
 
 class _ClusterRound(Round[A, T]):
+    """The tasks of a round on a cluster: futures by their numbers, and those that have ended in a queue."""
+
     def __init__(
         self, client: Client, stop: threading.Event, function: Callable[..., T], common: Sequence[Any]
     ) -> None:
@@ -201,11 +203,13 @@ class _ClusterRound(Round[A, T]):
             if self.client.nthreads():
                 self.seen = now
                 return
+        if self.stop.is_set():
+            raise Stopped("stopped as asked; the cluster had no worker")
         if self.held or now - self.seen > WORKERLESS_S:
             raise RetryableError(f"the cluster has had no worker for {now - self.seen:.0f} s; start some")
 
     def close(self) -> None:
-        with suppress(RetryableError):
+        with suppress(RetryableError, Stopped):
             if self.under_way:
                 self._hold()
             while self.under_way:

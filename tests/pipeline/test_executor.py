@@ -81,17 +81,17 @@ def test_a_stop_ends_what_runs_gives_its_results_and_begins_nothing(executor, wo
         while len(files(tmp_path, "ended")) < 2:
             time.sleep(0.01)
         executor.stop.set()
-        time.sleep(0.35)  # the word must get to the workers
         at_stop.update(files(tmp_path, "begun"))
 
     stopper = threading.Thread(target=stop_soon)
     stopper.start()
     with pytest.raises(Stopped):  # noqa: PT012 - what came before it counts
-        for number, _ in executor.completed(worker_module.marked, range(40), common=(tmp_path, 0.6)):
+        for number, _ in executor.completed(worker_module.marked, range(40), common=(tmp_path, 0.8)):
             given.add(str(number))
     stopper.join()
-    assert given == files(tmp_path, "ended") == files(tmp_path, "begun") == at_stop
-    assert 2 <= len(given) < 8
+    assert given == files(tmp_path, "ended") == files(tmp_path, "begun")
+    late = 0 if executor.shares_memory else executor.workers  # each may begin one while the word is on its way
+    assert len(given - at_stop) <= late
 
 
 def test_a_stop_after_the_last_task_is_none(executor):
