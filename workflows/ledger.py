@@ -319,7 +319,8 @@ class _Database:
     def transaction(self) -> Iterator[None]:
         """All statements of a block of code, or none of them; within another transaction, a part of that."""
         with self._lock:
-            if self._connection.in_transaction:
+            within: bool = self._connection.in_transaction
+            if within:
                 yield
                 return
             self._connection.execute("BEGIN")

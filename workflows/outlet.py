@@ -59,7 +59,7 @@ class Outlet:
         for picture in sorted(product.with_suffix(".quicklooks").glob("*.png")):
             self.remote.point(self._name(picture), picture.read_bytes())
         document = read_document(item)
-        self.remote.point(self._name(item), _bytes(_without_local_source(document)))
+        self.remote.point(self._name(item), _bytes(self._pushed(document, product)))
         if not self.keep_local:
             write_json_atomic(item, self._leading_there(document, product))
             self.layout.discard(product)
@@ -73,19 +73,26 @@ class Outlet:
     def _name(self, path: Path) -> str:
         return path.relative_to(self.layout.out).as_posix()
 
+    def _pushed(self, document: Document, product: Path) -> Document:
+        """The item as it stands beside the product, whose files lie where its relative hrefs lead, or in a repository.
+
+        It has no link to a source that only this machine has.
+        """
+        links = [one for one in document["links"] if one["rel"] != "derived_from" or "://" in one["href"]]
+        assets, there = document["assets"], self.href(product)
+        if there != f"{self.remote.url}/{self._name(product)}":
+            assets = {key: asset for key, asset in assets.items() if key != "commit"}
+            assets["product"] = {**assets["product"], "href": there}
+        return {**document, "assets": assets, "links": links}
+
     def _leading_there(self, document: Document, product: Path) -> Document:
         """The local item of a product that is at the remote alone."""
         there = self.href(product)
+        commit = f"{there}/{COMMIT}" if there == f"{self.remote.url}/{self._name(product)}" else there
         assets = {**document["assets"]}
-        for key, href in (("product", there), ("commit", f"{there}/{COMMIT}")):
+        for key, href in (("product", there), ("commit", commit)):
             assets[key] = {**assets[key], "href": href}
         return {**document, "assets": assets}
-
-
-def _without_local_source(document: Document) -> Document:
-    """The item without the link to a source that only this machine has."""
-    kept = [one for one in document["links"] if one["rel"] != "derived_from" or "://" in one["href"]]
-    return {**document, "links": kept}
 
 
 def _bytes(document: Document) -> bytes:

@@ -123,3 +123,16 @@ def test_what_was_taken_away_there_is_put_there_again(server, link, url, small, 
     (again,) = run(workflow(), items, out, options).scenes
     assert again.state == "published"
     assert f"{name}/{COMMIT}" in objects(server, url)
+
+
+def test_a_repository_takes_them_as_well(small, workflow, tmp_path):
+    pytest.importorskip("icechunk")
+    url = f"icechunk+file://{tmp_path}/repository"
+    (scene,) = run(workflow(), small.items[:1], tmp_path / "out", RunOptions(2, publish_to=url)).scenes
+    assert scene.state == "published"
+    assert cubeloom.open_scene(scene.href).identical(cubeloom.open_scene(scene.product))
+    name = Layout(tmp_path / "out").item(scene.item.id, "test").relative_to(tmp_path / "out")
+    document = tmp_path / "repository" / name
+    assert json.loads(document.read_text())["assets"]["product"]["href"] == scene.href
+    (again,) = run(workflow(), small.items[:1], tmp_path / "out", RunOptions(2, publish_to=url)).scenes
+    assert again.state == "unchanged"
