@@ -224,6 +224,7 @@ class Ledger:
         *,
         cause: str | None = None,
         product: str | None = None,
+        identity: str = "",
     ) -> None:
         """A scene came to its end; a product that stands needs its blocks remembered no longer.
 
@@ -235,17 +236,23 @@ class Ledger:
             state: one of `STATES`.
             cause: why it failed or is invalid.
             product: path of the store.
+            identity: of the product, where it may be another than the one begun last; that one is forgotten.
         """
         if state not in STATES:
             raise ValueError(f"state {state!r} is none of {STATES}")
         with self._db.transaction():
+            before = self.scene(item, workflow)
+            if identity and before and before.identity != identity and not before.product:
+                self.forget(before.identity)
             self._db.run(
-                "INSERT INTO scene (item, workflow, state, cause, product, ended) VALUES (?, ?, ?, ?, ?, ?) "
+                "INSERT INTO scene (item, workflow, state, cause, product, ended, identity) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (item, workflow) DO UPDATE SET state = excluded.state, cause = excluded.cause, "
+                "identity = CASE excluded.identity WHEN '' THEN identity ELSE excluded.identity END, "
                 "product = excluded.product, ended = excluded.ended, "
                 "deaths = CASE WHEN excluded.state != 'failed' OR state IN ('claimed', 'processing') THEN 0 "
                 "ELSE deaths END",
-                (item, workflow, state, cause, product, _now()),
+                (item, workflow, state, cause, product, _now(), identity),
             )
             row = self.scene(item, workflow)
             if state == "succeeded" and row:
