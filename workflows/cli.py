@@ -255,7 +255,7 @@ def nightly(
 
 
 def _single(
-    source: Path, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
+    source: str, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
 ) -> None:
     from cubeloom.pipeline.engine import run_to_store
     from cubeloom.pipeline.readers import open_source
@@ -272,7 +272,7 @@ def _single(
 
 @app.command()
 def ingest(
-    product: Path,
+    product: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")],
     out: Path,
     detector: Detector = None,
     overwrite: Overwrite = False,
@@ -285,7 +285,7 @@ def ingest(
 
 @app.command()
 def denoise(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
     method: Annotated[str | None, typer.Option(help="network, or subspace, which needs no trained one.")] = None,
     model: Annotated[str | None, typer.Option(help="Another network, see `cubeloom models list`.")] = None,
@@ -306,7 +306,7 @@ def denoise(
 
 @app.command()
 def superres(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
     scale: Annotated[int, typer.Option(help="How many times finer.", min=2, max=4)] = 2,
     detector: Detector = None,
@@ -320,7 +320,7 @@ def superres(
 
 @app.command()
 def classify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A product or a store.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
     model: Annotated[Path, typer.Option(help="A classifier that `cubeloom train` made.")],
     detector: Detector = None,
@@ -380,7 +380,9 @@ def simulate(
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(help="A product or a store.")], as_json: Json = False) -> None:
+def info(
+    path: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")], as_json: Json = False
+) -> None:
     """Show what a product or a store holds, without reading pixels."""
     from .console import print_json
     from .inspect import describe_path, print_description

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from cubeloom.catalogs.items import CatalogItem
 
 
-def describe_path(path: Path) -> dict[str, Any]:
-    """A product or store as a JSON value; metadata only."""
+def describe_path(path: str | Path) -> dict[str, Any]:
+    """A product or store as a JSON value; metadata only. Of a store behind a URL, its native grid alone."""
+    if "://" in str(path):
+        return {"path": str(path), "kind": "store", "scenes": {"/": _describe(open_source(path))}}
+    path = Path(path)
     if is_store(path):
         groups = [spec.group for spec in _store_specs(path)]
         commit = store.read_commit(path)

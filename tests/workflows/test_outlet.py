@@ -97,6 +97,15 @@ def test_without_local_copies_the_items_lead_there(link, url, small, workflow, t
     assert scene.product.with_suffix(".quicklooks").is_dir()
 
 
+def test_commands_take_the_url_of_a_product(link, url, small, workflow, cli, tmp_path):
+    (scene,) = run(workflow(), small.items[:1], tmp_path / "out", RunOptions(2, publish_to=url)).scenes
+    described = json.loads(cli("info", scene.href, "--json").out)
+    assert described["path"] == scene.href
+    assert described["scenes"] == {"/": json.loads(cli("info", scene.product, "--json").out)["scenes"]["/"]}
+    assert cli("ingest", scene.href, tmp_path / "copy.zarr").code == 0
+    assert cubeloom.open_scene(tmp_path / "copy.zarr").identical(cubeloom.open_scene(scene.product))
+
+
 def test_a_store_that_fails_is_tried_again_and_nothing_is_computed_twice(server, link, url, small, workflow, tmp_path):
     items, out = small.items[:1], tmp_path / "out"
     link.fault = lambda asked: (403, b"<Error><Code>AccessDenied</Code></Error>") if asked.writes else None
