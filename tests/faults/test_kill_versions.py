@@ -6,7 +6,9 @@ import pytest
 
 from cubeloom.catalogs.items import read_catalog
 from cubeloom.pipeline import store
+from cubeloom.pipeline.store import read_commit
 from cubeloom.workflows.layout import Layout
+from cubeloom.workflows.status import read_status
 
 from .driver import Fault
 from .reader import breaches, contents, leftovers
@@ -78,6 +80,18 @@ def test_a_second_run_killed_before_its_index_is_listed_by_the_third(three, expe
     assert three.run(out).code == 0
     assert len(read_catalog(out)) == 3
     expected.holds(three, out)
+
+
+def test_going_back_to_the_version_that_stands_drops_the_one_under_way(one, expected, tmp_path):
+    out = tmp_path / "out"
+    assert one.run(out).code == 0
+    killed = one.run(out, *OTHER, fault=Fault(at="cubeloom.pipeline.store.seal"))
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert one.run(out).code == 0
+    (row,) = read_status(out).scenes
+    assert row.identity == read_commit(products(out)[0])["identity"]
+    assert one.run(out).code == 0
+    expected.holds(one, out)
 
 
 def test_a_scene_that_was_mended_leaves_the_quarantine_also_after_a_kill(nursery, expected, make_case, tmp_path):
