@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "weights"
 
-_HOMES = {"hsdt_s": "hsdt", "hsdt_m": "hsdt", "hsdt_l": "hsdt"}
+_HOMES = {"hsdt_s": "hsdt", "hsdt_m": "hsdt", "hsdt_l": "hsdt", "freenet": "freenet"}
 """Families of this package with the module that registers each, so that names are known before torch is imported."""
 
 
