@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from cubeloom.errors import ModelError
 from cubeloom.models import freenet
-from cubeloom.models.freenet import HALO, MULTIPLE, FreeNet, GroupNorm, SpectralAttention, shares
+from cubeloom.models.freenet import HALO, FreeNet, GroupNorm, SpectralAttention, shares
 from cubeloom.models.registry import create_model, model_card
 
 SMALL = {"in_channels": 5, "num_classes": 3, "width": 0.25}
@@ -143,7 +143,7 @@ def test_forward_is_that_of_the_slow_one(width, groups, masked):
 def test_any_size_is_padded_with_zeros_and_cropped(height, width):
     network, x = network_of(), image(height, width, batch=2)
     valid = partly_valid(2, height, width)
-    rows, cols = (-(-size // MULTIPLE) * MULTIPLE for size in (height, width))
+    rows, cols = (-(-size // 16) * 16 for size in (height, width))
     padded, counted = torch.zeros(2, 5, rows, cols), torch.zeros(2, rows, cols, dtype=torch.bool)
     padded[..., :height, :width], counted[:, :height, :width] = x, valid
     with torch.inference_mode():
@@ -295,7 +295,7 @@ def test_authors_checkpoints_load_and_others_are_refused(tmp_path):
 
 def test_card_says_what_it_takes():
     card = model_card("freenet", in_channels=202, num_classes=6)
-    assert (card.task, card.bands, card.multiple, card.halo) == ("classify", 202, MULTIPLE, HALO)
+    assert (card.task, card.bands, card.multiple, card.halo) == ("classify", 202, 16, HALO)
 
 
 @pytest.mark.parametrize("settings", [{"width": 0.05}, {"num_classes": 0}, {"width": -1}, {"width": float("inf")}])

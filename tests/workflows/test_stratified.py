@@ -124,6 +124,7 @@ def test_split_caps_classes_and_small_ones_only_train():
     assert np.array_equal(train | test, labels > 0)
     assert np.bincount(labels[train], minlength=5).tolist() == [0, 200, 55, 200, 200]
     assert np.bincount(labels[test], minlength=5).tolist() == [0, 100, 0, 0, 1]
+    assert set(np.flatnonzero(train).tolist()) == slow_minibatches(labels, 200, 2333)[0]
 
 
 def test_labels_are_left_as_they_are():
