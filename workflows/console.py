@@ -71,7 +71,7 @@ def watched() -> Iterator[SceneProgress]:
 
 
 class PlainProgress(SceneProgress):
-    """A line a phase and a line a scene."""
+    """A line a phase and a line a scene that something was done to."""
 
     def note(self, words: str) -> None:
         """Say it."""
@@ -89,8 +89,9 @@ class PlainProgress(SceneProgress):
         return tell
 
     def ended(self, result: SceneResult) -> None:
-        """Say what became of the scene."""
-        say(scene_line(result))
+        """Say what became of the scene, unless it is nothing."""
+        if result.state != "unchanged":
+            say(scene_line(result))
 
 
 class BarProgress(SceneProgress):
@@ -118,7 +119,8 @@ class BarProgress(SceneProgress):
         """Take the scene's bar away and leave one line."""
         if result.item.id in self._of:
             self.bars.remove_task(self._of.pop(result.item.id))
-        self.note(scene_line(result))
+        if result.state != "unchanged":
+            self.note(scene_line(result))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,12 +1,15 @@
 """A finished run, kept as JSON for scripts, and turned into its report from that and the products that stand."""
 
 import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cubeloom.catalogs.documents import read_document
+from cubeloom.catalogs.scan import KNOWN_SENSORS
 from cubeloom.errors import CubeloomError, InputError
 from cubeloom.pipeline.readers import open_scene
-from cubeloom.pipeline.scene import spec_of
 from cubeloom.secrets import redact
 from cubeloom.untrusted import load_json
 
@@ -17,7 +20,7 @@ from .samples import class_shares, sample_spectra
 from .scene_task import SceneResult, open_overview
 
 SAMPLED_SCENES = 40
-"""Above this many scenes the report shows no spectra, so none are read."""
+"""Above this many scenes the report shows no spectra and no class shares, so no product is opened for it."""
 
 
 def report_run(result: RunResult) -> Path:
@@ -126,22 +129,32 @@ def _scene_summary(out: Path, workflow: str, record: dict[str, Any], sampled: bo
 def _with_product(
     known: SceneSummary, item: Path, product: Path, elsewhere: str | None, sampled: bool
 ) -> SceneSummary:
+    """What the product's item tells, its pictures, and, where it is sampled, spectra and class shares."""
+    told = read_document(item)["properties"]
+    pictures = sorted(product.with_suffix(".quicklooks").glob("*.png"), key=_order)
+    shown = _replaced(
+        known,
+        title=_title(told),
+        pictures={picture.stem: picture for picture in pictures},
+        item=item,
+        steps=tuple(str(told.get("processing:lineage", "")).splitlines()),
+        licence=str(told.get("cubeloom:licence") or told.get("license") or ""),
+        attribution=str(told.get("attribution") or ""),
+    )
+    if not sampled:
+        return shown
     place = elsewhere if elsewhere and not product.exists() else product
     scene, overview = open_scene(place), open_overview(place)
-    spec = spec_of(scene)
-    return _replaced(
-        known,
-        title=f"{spec.sensor} {spec.processing_level}, {spec.time:%-d %B %Y %H:%M} UTC",
-        pictures={
-            picture.stem: picture for picture in sorted(product.with_suffix(".quicklooks").glob("*.png"), key=_order)
-        },
-        spectra=sample_spectra(scene, overview=overview) if sampled else None,
-        classes=class_shares(overview) if "classes" in overview else (),
-        item=item,
-        steps=spec.history,
-        licence=str(spec.attrs.get("license", "")),
-        attribution=str(spec.attrs.get("attribution", "")),
-    )
+    classes = class_shares(overview) if "classes" in overview else ()
+    return _replaced(shown, spectra=sample_spectra(scene, overview=overview), classes=classes)
+
+
+def _title(told: Mapping[str, Any]) -> str:
+    """Sensor, level and time in words, from the properties of an item."""
+    platform = str(told.get("platform", ""))
+    sensor = KNOWN_SENSORS.get(platform, {}).get("title", platform)
+    time = datetime.fromisoformat(str(told["datetime"])).astimezone(UTC)
+    return f"{sensor} {told.get('processing:level', '')}, {time:%-d %B %Y %H:%M} UTC"
 
 
 def _replaced(scene: SceneSummary, **changes: Any) -> SceneSummary:  # noqa: ANN401 - fields of SceneSummary
