@@ -227,6 +227,12 @@ def stamps(out: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("scenes/**/*") if path.is_file()}
 
 
+def growing(shortest: float, longest: float, chance: random.Random) -> Iterator[float]:
+    """Seconds before each kill; longer each time, so that a machine with little time to spare comes to an end too."""
+    for number in range(1000):
+        yield chance.uniform(shortest, longest) * 1.1**number
+
+
 def soak(
     folder: Path, scenes: int, broken: int, seed: int, run_for: RunFor, moments: tuple[float, float], least: int
 ) -> str:
@@ -238,13 +244,13 @@ def soak(
         broken: how many of them are broken.
         seed: decides what is broken, and when runs are killed.
         run_for: how a command is run.
-        moments: seconds after which a run is killed, at least and at most.
+        moments: seconds after which the first run is killed, at least and at most; later ones have longer.
         least: kills, at least.
     """
     chance = random.Random(seed)
     delivery = deliver(folder, scenes, broken, seed)
     out, calm = folder / "out", folder / "calm"
-    kills = run_under_kills(delivery, out, run_for, iter(lambda: chance.uniform(*moments), None), least)
+    kills = run_under_kills(delivery, out, run_for, growing(*moments, chance), least)
     check(delivery, out)
     calm_s = _timed(run_for, delivery.arguments(calm))
     check(delivery, calm)

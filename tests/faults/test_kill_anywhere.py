@@ -18,7 +18,7 @@ steps:
 
 
 def rerun(case, expected, out):
-    again = case.run(out)
+    again = case.run(out, "--again")
     assert again.code == 0, again.said
     expected.holds(case, out)
 
@@ -33,7 +33,7 @@ def operations(one, tmp_path_factory):
     return int(number)
 
 
-@pytest.mark.parametrize("share", [(n + 0.5) / 14 for n in range(14)], ids="{:.2f}".format)
+@pytest.mark.parametrize("share", [(n + 0.5) / 10 for n in range(10)], ids="{:.2f}".format)
 def test_a_kill_before_a_change_of_a_file(share, operations, one, expected, tmp_path):
     out = tmp_path / "out"
     fault = Fault(operation=1 + round(share * (operations - 2)), below=str(out))
@@ -42,7 +42,7 @@ def test_a_kill_before_a_change_of_a_file(share, operations, one, expected, tmp_
         rerun(one, expected, out)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_kills_at_random_moments_one_after_the_other(seed, three, expected, tmp_path):
     """Up to three kills; a run that was quicker has nothing left to lose."""
     chance, out = random.Random(seed), tmp_path / "out"
@@ -65,10 +65,9 @@ def test_a_death_in_the_middle_of_a_write(largest_file, one, expected, tmp_path)
         rerun(one, expected, out)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_among_the_tiles_of_a_network(when, make_case, expected, tmp_path):
+def test_a_kill_among_the_tiles_of_a_network(make_case, expected, tmp_path):
     case = make_case(NETWORK, height=100, width=40, n_vnir=4, n_swir=4)
     out = tmp_path / "out"
     at = "cubeloom.workflows.ledger.LedgerJournal.add_tiles"
-    assert case.run(out, fault=Fault(at=at, when=when)).code == -signal.SIGKILL
+    assert case.run(out, fault=Fault(at=at, when="after")).code == -signal.SIGKILL
     rerun(case, expected, out)

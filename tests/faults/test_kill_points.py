@@ -43,11 +43,15 @@ PUBLISHING = [
     ("the end of the claims", f"{LEDGER}.release", 1),
     ("the report", "cubeloom.workflows.summary.render_report", 1),
 ]
-BOTH = [pytest.param(at, nth, id=what) for what, at, nth in BUILDING + PUBLISHING]
+STEPS = [
+    pytest.param(at, nth, when, id=f"{when} {what}")
+    for steps, moments in ((BUILDING, ["before"]), (PUBLISHING, ["before", "after"]))
+    for what, at, nth in steps
+    for when in moments
+]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("at", "nth"), BOTH)
+@pytest.mark.parametrize(("at", "nth", "when"), STEPS)
 def test_a_kill_at_a_step(at, nth, when, one, expected, tmp_path):
     out = tmp_path / "out"
     with one.nursery.watching(out):

@@ -23,6 +23,6 @@ def test_a_catalog_of_24_under_kills(soak, nursery, tmp_path):
         child = nursery.start(*arguments)
         return child.wait_or_kill(seconds)
 
-    said = soak.soak(tmp_path, 24, len(soak.HARMS), 1, run_for, (0.05, 1.0), least=3)
+    said = soak.soak(tmp_path, 24, len(soak.HARMS), 1, run_for, (0.2, 1.5), least=3)
     print(said)
     assert "12 published, 12 quarantined, ledger exact" in said

@@ -94,7 +94,7 @@ class TestLeases:
 
 
 class TestClocks:
-    @pytest.mark.parametrize("first_s", [-400 * DAY, -3600.0, 3600.0, 400 * DAY])
+    @pytest.mark.parametrize("first_s", [-400 * DAY, 400 * DAY])
     def test_a_clock_that_is_set_between_two_runs(self, first_s, one, expected, tmp_path):
         out = tmp_path / "out"
         killed = one.run(out, fault=Fault(at=AT_SEALING, clock_s=(first_s,)))
