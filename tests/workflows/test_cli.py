@@ -4,7 +4,6 @@ import fcntl
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from cubeloom.workflows.cli import app
 from cubeloom.workflows.layout import Layout
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
-HEAVY = ("torch", "rasterio", "sklearn", "xarray", "zarr", "dask", "matplotlib")
+HEAVY = ("torch", "rasterio", "sklearn", "xarray", "zarr", "dask", "matplotlib", "pandas", "requests")
 
 
 def in_a_process(code: str) -> str:
@@ -30,7 +29,7 @@ def one_line(message: str) -> bool:
 class TestHelp:
     def test_the_commands_of_the_design_are_there(self):
         expected = {"run", "scan", "ingest", "denoise", "superres", "classify", "train", "simulate", "info", "validate",
-                    "export", "report"}  # fmt: skip
+                    "export", "report", "status", "search", "nightly"}  # fmt: skip
         assert expected <= set(COMMANDS)
 
     @pytest.mark.parametrize("command", COMMANDS)
@@ -50,16 +49,6 @@ class TestHelp:
             f"print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
         )
         assert in_a_process(code).splitlines()[-1] == "loaded: []"
-
-    def test_help_is_quick(self):
-        """0.15 s where this was written; the limit leaves room for a busy machine."""
-        spent = []
-        for _ in range(3):
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "cubeloom.workflows.cli", "run", "--help"], check=True,
-                           capture_output=True)  # fmt: skip
-            spent.append(time.perf_counter() - started)
-        assert min(spent) < 0.5
 
     def test_without_arguments_it_lists_the_commands(self, cli):
         ended = cli()
