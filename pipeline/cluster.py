@@ -1,7 +1,9 @@
 """Block tasks on the workers of a Dask cluster: processes of our own on this machine, or a cluster that runs already.
 
-The graph holds names, windows and handles. What all tasks of a round have in common travels once, as a task of its own
-that the others refer to; when the worker that holds it is lost, Dask makes it anew.
+The graph holds names and windows. What all tasks of a round have in common goes to each worker once, beside the graph,
+as a plugin, so that workers that join later get it too; as a dependency within the graph, it would draw the tasks to
+the worker where it lies, and leave others idle. A worker begins no task of a round that it does not hold: taking the
+plugin back is how a round is stopped.
 """
 
 import logging
@@ -15,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -135,22 +137,30 @@ class _ClusterRound(Round[A, T]):
         self.under_way: dict[Future[Any], tuple[int, A]] = {}
         self.ended: SimpleQueue[Future[Any]] = SimpleQueue()
         self.seen = self.looked = time.monotonic()
-        packed = dumps(_Job(self.token, function, tuple(common), versions()))
+        packed = dumps(_Job(function, tuple(common), versions()))
         if len(packed) > LARGEST_COMMON:
             raise ConfigError(
                 f"{self.name}: the tasks have {len(packed) / 2**20:.0f} MiB in common, and at most "
                 f"{LARGEST_COMMON / 2**20:.0f} MiB travel to a cluster; take a scene from files, not from memory"
             )
-        with _connection(client):
-            self.job = client.submit(_unpacked, packed, key=f"common-{self.token}", pure=False)
+        add = partial(client.register_plugin, _Common(self.token, packed), name=self.token)
+        self._tell(add, _open, self.token, packed)
+
+    def _tell(self, plugin: Callable[[], object], directly: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
+        """Have workers take or drop a round: by a plugin those to come too; directly where one died just then."""
+        with _connection(self.client):
+            try:
+                plugin()
+            except OSError:
+                self.client.run(directly, *args, on_error="ignore")
 
     def start(self, tasks: Sequence[tuple[int, A]]) -> None:
         if not tasks:
             return
         numbers, arguments = zip(*tasks, strict=True)
-        keys = [f"{self.name}-{self.token}-{number}" for number in numbers]
+        keys = [(f"{self.name}-{self.token}", number) for number in numbers]
         with _connection(self.client):
-            futures = self.client.map(_run, [self.job] * len(tasks), arguments, key=keys, pure=False)
+            futures = self.client.map(_run, [self.token] * len(tasks), arguments, key=keys, pure=False)
         for future, task in zip(futures, tasks, strict=True):
             self.under_way[future] = task
             future.add_done_callback(self.ended.put)
@@ -170,6 +180,8 @@ class _ClusterRound(Round[A, T]):
         for result in results:
             if isinstance(result, _Refusal):
                 raise result.error from result.cause
+            if isinstance(result, Skipped) and not self.held:
+                raise RetryableError(f"{self.name}: a worker did not get what its tasks have in common")
         return [(*task, result) for task, result in zip(tasks, results, strict=True)]
 
     def _ended(self) -> list[Future[Any]]:
@@ -190,8 +202,7 @@ class _ClusterRound(Round[A, T]):
         """Let no worker begin any of the tasks that wait."""
         if not self.held:
             self.held = True
-            with _connection(self.client):
-                self.client.run(_halt, self.token, on_error="ignore")
+            self._tell(partial(self.client.unregister_worker_plugin, self.token), _close, self.token)
 
     def _look(self) -> None:
         """Give up on a cluster that has had no worker for long."""
@@ -209,13 +220,13 @@ class _ClusterRound(Round[A, T]):
             raise RetryableError(f"the cluster has had no worker for {now - self.seen:.0f} s; start some")
 
     def close(self) -> None:
+        if self.client.status != "running":
+            return  # the scheduler is lost, and with it the tasks
         with suppress(RetryableError, Stopped):
-            if self.under_way:
-                self._hold()
+            self._hold()
             while self.under_way:
                 for future in self._ended():
                     del self.under_way[future]
-        self.under_way.clear()
 
 
 @contextmanager
@@ -243,7 +254,6 @@ def _in_our_words(error: BaseException, what: str) -> BaseException:
 class _Job:
     """What the tasks of a round have in common."""
 
-    token: str
     function: Callable[..., Any]
     common: tuple[Any, ...]
     versions: Mapping[str, str]
@@ -257,28 +267,55 @@ class _Refusal:
     cause: OSError | None
 
 
-_HALTED: set[str] = set()
-"""In a worker: rounds whose tasks it is to begin no more."""
+_OPEN: dict[str, bytes | _Job] = {}
+"""In a worker: what it holds of the rounds that are under way; packed until its first task."""
+
+_UNPACKING = threading.Lock()
 
 
-def _unpacked(packed: bytes) -> _Job:
-    job: _Job = loads(packed)
-    return job
+def _open(token: str, packed: bytes) -> None:
+    _OPEN.setdefault(token, packed)
 
 
-def _run(job: _Job, argument: Any) -> Any:  # noqa: ANN401 - any task
+def _close(token: str) -> None:
+    _OPEN.pop(token, None)
+
+
+class _Common(WorkerPlugin):
+    """Brings a round to a worker."""
+
+    def __init__(self, token: str, packed: bytes) -> None:
+        self.token, self.packed = token, packed
+
+    def setup(self, worker: Any) -> None:  # noqa: ANN401
+        _open(self.token, self.packed)
+
+    def teardown(self, worker: Any) -> None:  # noqa: ANN401
+        _close(self.token)
+
+
+def _job(token: str) -> _Job | None:
+    """What the tasks of a round have in common; None where this worker holds none of it."""
+    with _UNPACKING:
+        held = _OPEN.get(token)
+        if isinstance(held, bytes):
+            held = loads(held)
+            assert isinstance(held, _Job)
+            if token in _OPEN:  # else it was closed meanwhile
+                _OPEN[token] = held
+        return held
+
+
+def _run(token: str, argument: Any) -> Any:  # noqa: ANN401 - any task
     """One task, in a worker."""
-    if job.token in _HALTED:
+    job = _job(token)
+    if job is None:
         return Skipped.NOT_BEGUN
     try:
         _prepare(tuple(job.versions.items()))
         return job.function(*job.common, argument)
     except CubeloomError as error:
         return _Refusal(error, error.__cause__ if isinstance(error.__cause__, OSError) else None)
-
-
-def _halt(token: str) -> None:
-    _HALTED.add(token)
 
 
 @cache

@@ -49,6 +49,11 @@ def size(shared: bytes, window: Window) -> tuple[int, int]:
     return len(shared), window.height
 
 
+def process(shared: bytes, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def divided(number: int) -> float:
     return 1 / number
 
