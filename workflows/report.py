@@ -25,7 +25,7 @@ _ADVICE = {
     "invalid": "The workflow does not take such a scene. Leave it out with --items, or run another workflow on it.",
     "aborted": "Run the same command again: it goes on at the next missing block.",
 }
-_DETAILED = 40
+DETAILED = 40
 """With more scenes than this the pictures are smaller and plots are left out, so that the page stays light."""
 _PICTURE_SIDE = {True: 560, False: 200}
 _THUMBNAIL_SIDE = 72
@@ -142,7 +142,7 @@ def _page(run: RunSummary, out: Path) -> dict[str, Any]:
     """The template's variables."""
     order = list(STATES)
     scenes = sorted(run.scenes, key=lambda scene: order.index(scene.state))
-    detailed = len(scenes) <= _DETAILED
+    detailed = len(scenes) <= DETAILED
     return {
         "run": run,
         "started": _start(run.run_id),

@@ -24,6 +24,7 @@ from cubeloom.errors import ConfigError, CubeloomError, InputError, RetryableErr
 from cubeloom.pipeline import store
 from cubeloom.pipeline.engine import execute
 from cubeloom.pipeline.executor import Executor
+from cubeloom.pipeline.grids import Shape
 from cubeloom.pipeline.journal import Progress, inference_summary
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.plan import Plan, make_plan
@@ -173,7 +174,8 @@ class SceneTask:
             drop_versions(layout, self.item.id, workflow, result.product, self.shared.keep)
         layout.release(self.item.id, workflow)
         shutil.rmtree(layout.inputs(self.item.id), ignore_errors=True)
-        self.shared.ledger.end(self.item.id, workflow, "succeeded", product=result.href or str(result.product))
+        product = result.href or str(result.product)
+        self.shared.ledger.end(self.item.id, workflow, "succeeded", product=product, identity=result.identity)
 
     def _build(self, plan: Plan, result: SceneResult) -> None:
         staged = self.shared.layout.staging(plan.identity)
@@ -200,7 +202,8 @@ class SceneTask:
         with _timed(result, "publish"):
             pictures = {}
             try:
-                pictures = write_quicklooks(open_overview(product), product.with_suffix(".quicklooks"))
+                overview = open_overview(product, plan.groups[0].shape)
+                pictures = write_quicklooks(overview, product.with_suffix(".quicklooks"))
             except Exception as error:  # noqa: BLE001 - a picture must not cost the product
                 result.warnings.append(f"no quicklooks: {describe(error)}")
             record = product_record(
@@ -254,9 +257,15 @@ def _fell_back(inference: dict[str, Any]) -> str:
     )
 
 
-def open_overview(product: str | Path, longest_side: int = 600) -> xr.Dataset:
-    """The coarsest level of a store that is still `longest_side` px or more, or the native grid."""
-    shape = open_source(product).spec.shape
+def open_overview(product: str | Path, shape: Shape | None = None, longest_side: int = 600) -> xr.Dataset:
+    """The coarsest level of a store that is still `longest_side` px or more, or the native grid.
+
+    Args:
+        product: the store.
+        shape: of its native grid, px, where it is known: to open a store takes some 20 ms.
+        longest_side: px.
+    """
+    shape = shape or open_source(product).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
     return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
 
