@@ -251,7 +251,11 @@ IMPORTED = (
 """All that a run imports, and this program's own."""
 
 QUICKER = (
-    ("cubeloom.workflows.summary", "SAMPLED_SCENES", 0),  # to draw a report's spectra takes longer than a tiny scene
+    (
+        "cubeloom.workflows.summary",
+        "SAMPLED_SCENES",
+        {"published": 0, "unchanged": 0},
+    ),  # to draw a report's spectra takes longer than a tiny scene
     ("cubeloom.workflows.batch", "FIRST_DELAY_S", 0.05),
 )
 """Settings of modules for all children."""
