@@ -52,7 +52,7 @@ class Card(BaseModel):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     licence: str = ""
-    task: Literal["denoise", "classify"] = "denoise"
+    task: Literal["denoise", "classify", "embed"] = "denoise"
     sensor: str | None = None
     wavelengths_nm: tuple[Annotated[float, Field(gt=0)], float] | None = None
     variable: str | None = None

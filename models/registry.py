@@ -22,7 +22,21 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "weights"
 
-_HOMES = {"hsdt_s": "hsdt", "hsdt_m": "hsdt", "hsdt_l": "hsdt", "freenet": "freenet"}
+_HOMES = {
+    "hsdt_s": "hsdt",
+    "hsdt_m": "hsdt",
+    "hsdt_l": "hsdt",
+    "freenet": "freenet",
+    "spectral_resnet50": "spectral_networks",
+    "spectral_vit_nano": "spectral_networks",
+    "spectral_vit_tiny": "spectral_networks",
+    "spectral_vit_small": "spectral_networks",
+    "spectral_vit_base": "spectral_networks",
+    "spectral_vit_large": "spectral_networks",
+    "spectral_vit_huge": "spectral_networks",
+    "spectral_vit_giant": "spectral_networks",
+    "spectral_timm": "spectral_networks",
+}
 """Families of this package with the module that registers each, so that names are known before torch is imported."""
 
 
@@ -35,12 +49,14 @@ class Family:
         build: makes the network of its settings.
         defaults: card fields of weights that come without a card, from the settings.
         key_map: turns the keys of the authors' checkpoints into ours, before they are checked.
+        tolerated: beginnings of keys that a network without them leaves aside.
     """
 
     name: str
     build: "Callable[..., Network]"
     defaults: Callable[..., Mapping[str, Any]]
     key_map: "Callable[[StateDict], StateDict] | None"
+    tolerated: tuple[str, ...] = ()
 
     def card(self, settings: Mapping[str, Any], sha256: str = "") -> Card:
         """The card of weights that come without one.
@@ -65,6 +81,12 @@ class Family:
             return self.build(**settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"model {self.name} cannot be built with settings {dict(settings)}: {error}") from error
+
+    def translated(self, state: "StateDict", network: "Network") -> "StateDict":
+        """Weights by the network's keys, without those of the tolerated that it has no place for."""
+        state = self.key_map(state) if self.key_map else state
+        known = network.state_dict()
+        return {key: value for key, value in state.items() if key in known or not key.startswith(self.tolerated)}
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Check that the family has all these settings.
@@ -108,6 +130,7 @@ def register_model(
     *,
     defaults: Callable[..., Mapping[str, Any]] = lambda **_: {},
     key_map: "Callable[[StateDict], StateDict] | None" = None,
+    tolerated: tuple[str, ...] = (),
 ) -> Callable[[B], B]:
     """Decorator of a function `(**settings) -> Network`: make it known as family `name`.
 
@@ -116,6 +139,8 @@ def register_model(
         defaults: `(**settings) -> fields` of the card of weights that come without one, where they differ from
             `Card`'s own; takes the same settings as the function.
         key_map: turns a state dict with the authors' keys into one with the network's.
+        tolerated: beginnings of keys, after the mapping, that may stand in checkpoints and that a network without
+            them leaves aside; any other key that it lacks is an error.
 
     Raises:
         ValueError: the name is taken, or none.
@@ -128,7 +153,7 @@ def register_model(
         taken = _FAMILIES[name].build.__module__ if name in _FAMILIES else home
         if name in _FAMILIES or build.__module__ != home:
             raise ValueError(f"model {name!r} is registered twice: {taken} and {build.__module__}")
-        _FAMILIES[name] = Family(name, build, defaults, key_map)
+        _FAMILIES[name] = Family(name, build, defaults, key_map, tolerated)
         return build
 
     return add
@@ -151,7 +176,7 @@ def create_model(name: str, weights: str | Path | None = None, **settings: Any) 
     network = found.family.network(found.card.settings)
     if found.path is not None:
         state = read_weights(found.path, found.card.sha256)
-        load_strictly(network, found.family.key_map(state) if found.family.key_map else state, str(found.path))
+        load_strictly(network, found.family.translated(state, network), str(found.path))
     return network.eval()
 
 

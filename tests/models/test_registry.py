@@ -103,7 +103,8 @@ class TestNames:
 
     @pytest.mark.parametrize("family", sorted(registry._HOMES))
     def test_every_family_is_registered_where_the_table_says(self, family):
-        network = create_model(family)
+        with torch.device("meta"):  # some are large
+            network = create_model(family)
         assert isinstance(network, Network)
         assert not network.training
         assert model_card(family).family == family
