@@ -113,7 +113,7 @@ def _fetch_into(source: HubFile, staging: Path) -> None:
 
 def _download(source: HubFile, file: str, into: Path) -> Path | None:
     """One file of the source's repository; None where there is none of that name."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HFValidationError,
@@ -121,6 +121,7 @@ def _download(source: HubFile, file: str, into: Path) -> Path | None:
         RepositoryNotFoundError,
     )
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks Hugging Face, whatever the endpoint, who might be calling
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     try:
         return Path(hf_hub_download(source.repo, file, local_dir=into, endpoint=endpoint))

@@ -89,7 +89,7 @@ def test_tiles_on_record_outlive_the_process_and_the_product(tmp_path):
         ledger.journal("id2").add_tiles(0, records[:1])
     with Ledger(path) as ledger:
         assert ledger.journal("id1").tiles() == {(2, 0): records[0], (2, 1): records[1]}
-        ledger.end("id1", "succeeded")
+        ledger.end("item", "flow", "succeeded", product="p.zarr")
         assert len(ledger.journal("id1").tiles()) == 2, "how a product was computed stays on record"
         ledger.forget("id1")
         assert ledger.journal("id1").tiles() == {}
