@@ -47,7 +47,7 @@ class LockedError(CubeloomError):
     exit_code = 75
 
 
-class Stopped(CubeloomError):
+class Stopped(CubeloomError):  # noqa: N818 - no error, but what was asked for
     """The run was asked to stop; what was under way has come to its end and is on record, the rest was not begun."""
 
     exit_code = 143

@@ -117,9 +117,7 @@ _FITTING: dict[tuple[ModelHandle, tuple[int, ...]], Rung] = {}
 """The rung that samples of a shape fitted on: once memory has run out, it is not tried again for every tile."""
 
 
-def predict(
-    handle: ModelHandle, samples: Samples, valid: BoolArray | None, threads: int = 1
-) -> tuple[Samples, How]:
+def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None, threads: int = 1) -> tuple[Samples, How]:
     """What a network gives for a batch, whatever the memory: the samples stay as they are, the batch is cut.
 
     Args:
