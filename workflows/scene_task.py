@@ -22,6 +22,7 @@ from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import publish_item
 from cubeloom.errors import ConfigError, CubeloomError, InputError, RetryableError, Stopped, StoreError
 from cubeloom.pipeline import store
+from cubeloom.pipeline.clock import Clock
 from cubeloom.pipeline.engine import execute
 from cubeloom.pipeline.executor import Executor
 from cubeloom.pipeline.grids import Shape
@@ -138,7 +139,7 @@ class SceneTask:
 
     def _make(self, result: SceneResult) -> None:
         shared = self.shared
-        with _timed(result, "open"):
+        with Clock(result.seconds)("open"):
             item = shared.fetch(self.item)
             try:
                 source = open_source(item.product_path, **shared.workflow.open)
@@ -199,7 +200,7 @@ class SceneTask:
         result.inference = inference_summary(shared.ledger.journal(plan.identity).tiles())
         result.warnings += [_fell_back(one) for one in result.inference if one["wanted"]]
         result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
-        with _timed(result, "publish"):
+        with Clock(result.seconds)("publish"):
             pictures = {}
             try:
                 overview = open_overview(product, plan.groups[0].shape)
@@ -308,20 +309,6 @@ def describe(error: BaseException) -> str:
 def _disk_is_full(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, StoreError) else error
     return isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class _timed:  # noqa: N801 - reads as a word
-    """Adds the wall time of a block of code to a scene's phases."""
-
-    def __init__(self, result: SceneResult, phase: str) -> None:
-        self.result, self.phase = result, phase
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.perf_counter() - self.started
-        self.result.seconds[self.phase] = self.result.seconds.get(self.phase, 0.0) + spent
 
 
 class _PhaseClock:
