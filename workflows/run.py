@@ -33,6 +33,8 @@ from .schema import Workflow
 from .sweep import STAGING_KEPT_S, sweep
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from cubeloom.catalogs.access import Access
 
 Each = Callable[[CatalogItem, Callable[[], SceneResult]], SceneResult]
@@ -51,9 +53,9 @@ class RunOptions:
 
     Attributes:
         workers: block tasks at a time.
-        memory: bytes.
+        memory: bytes that the run may use; with a cluster other than `processes`, that each of its workers may.
         scenes: scenes under way at once, as far as the memory allows; 0 for as many as there are workers, at most 4.
-        scheduler: a Dask cluster's address, or `processes` for one of its own; None for threads.
+        scheduler: a Dask cluster's address or client, or `processes` for a cluster of its own; None for threads.
         dashboard: whether a cluster of its own serves Dask's dashboard.
         retries: how often a scene is tried again whose failure may pass.
         wait_s: seconds to wait for another run on the same output.
@@ -67,7 +69,7 @@ class RunOptions:
     workers: int = 2
     memory: int = DEFAULT_MEMORY
     scenes: int = 0
-    scheduler: str | None = None
+    scheduler: "str | Client | None" = None
     dashboard: bool = False
     retries: int = 2
     wait_s: float = 0.0
@@ -76,6 +78,11 @@ class RunOptions:
     keep_local: bool = True
     give_up: bool = True
     resume: bool = True
+
+    @property
+    def process_memory(self) -> int:
+        """Bytes that each process with block tasks may use."""
+        return self.memory // self.workers if self.scheduler == "processes" else self.memory
 
 
 @dataclass(frozen=True)
@@ -280,7 +287,8 @@ class _Run:
                 ledger=self.ledger,
                 log=self.log,
                 executor=executor,
-                budget=Budget(options.memory),
+                memory=options.process_memory,
+                budget=Budget(options.process_memory * (1 if executor.shares_memory else executor.workers)),
                 fetch=self._fetched,
                 stands=self._stands,
                 keep=options.keep,
@@ -385,7 +393,15 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
         try:
             source = open_source(item.product_path, **workflow.open)
             workflow.require(source.spec)
-            plan = plan_scene(workflow, source, options.workers, options.memory, content_of(item), digest)
+            plan = plan_scene(
+                workflow,
+                source,
+                options.workers,
+                options.process_memory,
+                together=options.scheduler is None,
+                content=content_of(item),
+                digest=digest,
+            )
         except CubeloomError as error:
             planned.append(PlannedScene(item.id, "fail", str(error)))
             continue

@@ -90,6 +90,7 @@ class Shared:
         workflow: what is done to each.
         digest: its digest.
         workers: block tasks at a time, for the plans.
+        memory: bytes that each process with block tasks may use.
         fetch: gives an item whose files are on this machine.
         stands: tells by an item's id and an identity whether the product is published where it shall be.
         keep: how many versions of each product stay; None for all.
@@ -103,6 +104,7 @@ class Shared:
     ledger: Ledger
     log: RunLog
     executor: Executor
+    memory: int
     budget: Budget
     fetch: Callable[[CatalogItem], CatalogItem]
     stands: Callable[[str, str], bool]
@@ -148,7 +150,15 @@ class SceneTask:
                 self._set_aside(result, "invalid", error)
                 return
             content = content_of(self.item)
-            plan = plan_scene(shared.workflow, source, shared.workers, shared.budget.total, content, shared.digest)
+            plan = plan_scene(
+                shared.workflow,
+                source,
+                shared.workers,
+                shared.memory,
+                together=shared.executor.shares_memory,
+                content=content,
+                digest=shared.digest,
+            )
         result.identity, result.blocks = plan.identity, plan.blocks
         result.product = shared.layout.product(self.item.id, shared.workflow.name, plan.identity)
         result.href = shared.outlet.href(result.product) if shared.outlet else ""
@@ -287,15 +297,33 @@ def request_key(item: CatalogItem, digest: str) -> str:
 
 
 def plan_scene(
-    workflow: Workflow, source: Source, workers: int, memory: int, content: str = "", digest: str = ""
+    workflow: Workflow,
+    source: Source,
+    workers: int,
+    memory: int,
+    *,
+    together: bool = True,
+    content: str = "",
+    digest: str = "",
 ) -> Plan:
-    """The plan of a workflow over one open source; `content` and `digest` where they are known already."""
+    """The plan of a workflow over one open source.
+
+    Args:
+        workflow: what is done to the scene.
+        source: the open scene.
+        workers: block tasks at a time.
+        memory: bytes that a process may use.
+        together: whether all workers are threads of one process.
+        content: digest of the input's content, where it is known already.
+        digest: of the workflow, where it is known already.
+    """
     return make_plan(
         source,
         workflow.stages(),
         publish=workflow.publish,
         workers=workers,
         memory=memory,
+        together=together,
         content=content,
         workflow={"workflow": digest or workflow.digest()},
     )

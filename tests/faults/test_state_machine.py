@@ -70,7 +70,7 @@ def world(tmp_path_factory):
         for number, item in enumerate(items):
             for version in range(VERSIONS):
                 workflow = load_workflow(str(folder / "flow.yaml"), [f"mask.dilate={version}"])
-                plan = plan_scene(workflow, open_source(item.product_path), 1, 4 * 10**9, item.content_key())
+                plan = plan_scene(workflow, open_source(item.product_path), 1, 4 * 10**9, content=item.content_key())
                 staged = folder / "undisturbed" / f"{number}-{version}"
                 execute(plan, staged, MemoryJournal(), threads, quiet)
                 plans[number, version] = plan
