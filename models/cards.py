@@ -3,10 +3,11 @@
 import difflib
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from cubeloom.errors import InputError, ModelError
 from cubeloom.untrusted import load_json
@@ -14,6 +15,57 @@ from cubeloom.untrusted import load_json
 SUFFIX = ".card.json"
 CARD_LIMIT = 16 * 2**20
 """Bytes of a card; one has some kB."""
+
+Task = Literal["denoise", "segment", "classify", "multilabel", "regress", "embed"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class InputBands(BaseModel):
+    """The bands that a network sees, in the order of its channels.
+
+    Attributes:
+        numbers: of the card's sensor, from 1; empty where only the responses are known.
+        wavelengths_nm: centres, ascending, nm.
+        fwhm_nm: widths at half maximum, nm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    numbers: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    wavelengths_nm: tuple[Positive, ...] = Field(min_length=1)
+    fwhm_nm: tuple[Positive, ...]
+
+    def __len__(self) -> int:
+        return len(self.wavelengths_nm)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if len(self.fwhm_nm) != len(self) or len(self.numbers) not in (0, len(self)):
+            raise ValueError(
+                f"{len(self)} wavelengths_nm, {len(self.fwhm_nm)} fwhm_nm and {len(self.numbers)} numbers; one of each "
+                "for every band, or no numbers"
+            )
+        if any(after <= before for before, after in pairwise(self.wavelengths_nm)):
+            raise ValueError("wavelengths_nm do not ascend")
+        if len(set(self.numbers)) != len(self.numbers):
+            raise ValueError("a band number stands twice")
+        return self
+
+
+class CardClass(BaseModel):
+    """A class that a network tells from others; its logits stand in the order of a card's classes.
+
+    Attributes:
+        value: in class maps, where 0 is no class.
+        name: of the class.
+        colour: `#rrggbb`, for legends.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: int = Field(ge=1, le=255)
+    name: str = Field(min_length=1)
+    colour: str = Field(pattern=r"^#[0-9a-f]{6}$")
 
 
 class Card(BaseModel):
@@ -26,7 +78,8 @@ class Card(BaseModel):
         settings: arguments of the architecture.
         sha256: hex digest of the weights' file; empty for a network without weights.
         licence: of the weights, as an SPDX id where there is one.
-        task: what the network does to a cube.
+        task: what the network does to a cube: `segment` gives every pixel a class; `classify` gives the whole tile one,
+            `multilabel` any number of them and `regress` values; `embed` gives it a vector.
         sensor: sensor it was trained for; None for any.
         wavelengths_nm: shortest and longest band centre it was trained on, nm; None for any.
         variable: cube it takes, such as `reflectance`; None for any.
@@ -36,6 +89,11 @@ class Card(BaseModel):
         tile: side of the tiles it works on, px.
         halo: px at each side of a tile that are blended with, or left to, the neighbour.
         multiple: height and width of its input are multiples of this, px.
+        input_bands: those it sees, one for each channel; empty for any that are given.
+        mean: of each channel in `units`, which is subtracted before the network; empty where nothing is.
+        std: of each channel in `units`, by which it is then divided.
+        classes: in the order of its logits, by ascending value.
+        outputs: names of the values that it regresses, in order.
         sigma_input: a second input channel holds the standard deviation of the noise.
         residual_in_sigma: its correction is in units of that standard deviation.
         training: data, steps, time and seeds of the training.
@@ -52,7 +110,7 @@ class Card(BaseModel):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     licence: str = ""
-    task: Literal["denoise", "classify", "embed"] = "denoise"
+    task: Task = "denoise"
     sensor: str | None = None
     wavelengths_nm: tuple[Annotated[float, Field(gt=0)], float] | None = None
     variable: str | None = None
@@ -62,6 +120,11 @@ class Card(BaseModel):
     tile: int = Field(256, ge=1)
     halo: int = Field(16, ge=0)
     multiple: int = Field(1, ge=1)
+    input_bands: InputBands | None = None
+    mean: tuple[FiniteFloat, ...] = ()
+    std: tuple[Positive, ...] = ()
+    classes: tuple[CardClass, ...] = ()
+    outputs: tuple[str, ...] = ()
     sigma_input: bool = False
     residual_in_sigma: bool = False
     training: dict[str, JsonValue] = Field(default_factory=dict)
@@ -78,6 +141,22 @@ class Card(BaseModel):
             raise ValueError(f"tile {self.tile} is no multiple of {self.multiple}")
         if 2 * self.halo >= self.tile:
             raise ValueError(f"a tile of {self.tile} px is all halo, {self.halo} px at each side")
+        return self
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Self:
+        if self.input_bands is not None and self.bands != len(self.input_bands):
+            raise ValueError(f"bands is {self.bands}, input_bands has {len(self.input_bands)}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.bands):
+            raise ValueError(
+                f"{len(self.mean)} values of mean and {len(self.std)} of std for {self.bands} bands; one of each for "
+                "every band, or none"
+            )
+        if any(after.value <= before.value for before, after in pairwise(self.classes)):
+            raise ValueError(f"the values of the classes do not ascend: {[one.value for one in self.classes]}")
+        for what, names in (("classes", [one.name for one in self.classes]), ("outputs", self.outputs)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"a name stands twice among the {what}")
         return self
 
 

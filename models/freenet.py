@@ -217,7 +217,7 @@ def _joined(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
 
 
 def _card_fields(in_channels: int = 103, num_classes: int = 9, width: float = 1.0) -> Mapping[str, Any]:
-    return {"task": "classify", "bands": in_channels, "multiple": MULTIPLE, "halo": HALO}
+    return {"task": "segment", "bands": in_channels, "multiple": MULTIPLE, "halo": HALO}
 
 
 @register_model("freenet", defaults=_card_fields)

@@ -295,7 +295,7 @@ def test_authors_checkpoints_load_and_others_are_refused(tmp_path):
 
 def test_card_says_what_it_takes():
     card = model_card("freenet", in_channels=202, num_classes=6)
-    assert (card.task, card.bands, card.multiple, card.halo) == ("classify", 202, 16, HALO)
+    assert (card.task, card.bands, card.multiple, card.halo) == ("segment", 202, 16, HALO)
 
 
 @pytest.mark.parametrize("settings", [{"width": 0.05}, {"num_classes": 0}, {"width": -1}, {"width": float("inf")}])

@@ -243,10 +243,53 @@ class TestCards:
         assert read_card(tmp_path / "c.card.json") == card
 
 
+def trained_card(**fields) -> Card:
+    """A card of a network that sees three bands and tells two classes apart."""
+    bands = {"numbers": [3, 5, 9], "wavelengths_nm": [500, 600, 700], "fwhm_nm": [5, 6, 7]}
+    classes = [{"value": 2, "name": "water", "colour": "#0000ff"}, {"value": 7, "name": "wood", "colour": "#00ff00"}]
+    known = {"bands": 3, "input_bands": bands, "mean": (0.1, 0.2, 0.3), "std": (1, 2, 3), "classes": classes}
+    return Card(**{"name": "tiny", "family": "tiny", "task": "segment", **known, **fields})
+
+
+class TestChannels:
+    def test_all_of_it_survives_the_file(self, tmp_path):
+        card = trained_card(outputs=("P", "K"))
+        write_card(card, tmp_path / "c.card.json")
+        assert read_card(tmp_path / "c.card.json") == card
+        assert card.input_bands.numbers == (3, 5, 9)
+        assert len(card.input_bands) == 3
+
+    @pytest.mark.parametrize(
+        ("fields", "problem"),
+        [
+            ({"bands": 4}, "bands is 4, input_bands has 3"),
+            ({"mean": (0.1,)}, "1 values of mean and 3 of std for 3 bands"),
+            ({"mean": (0.1,), "std": (1,)}, "1 values of mean and 1 of std for 3 bands"),
+            ({"std": (1, 0, 3)}, "greater than 0"),
+            ({"mean": (1, float("nan"), 3)}, "finite"),
+            ({"input_bands": {"wavelengths_nm": [500, 600, 700], "fwhm_nm": [5]}}, "3 wavelengths_nm, 1 fwhm_nm"),
+            ({"input_bands": {"wavelengths_nm": [500, 700, 600], "fwhm_nm": [5, 5, 5]}}, "do not ascend"),
+            (
+                {"input_bands": {"numbers": [1, 1, 2], "wavelengths_nm": [500, 600, 700], "fwhm_nm": [5, 5, 5]}},
+                "band number stands twice",
+            ),
+            ({"classes": [{"value": 0, "name": "a", "colour": "#000000"}]}, "greater than or equal to 1"),
+            ({"classes": [{"value": 1, "name": "a", "colour": "red"}]}, "pattern"),
+            ({"classes": [{"value": one, "name": str(one), "colour": "#000000"} for one in (2, 1)]}, "do not ascend"),
+            ({"classes": [{"value": one, "name": "a", "colour": "#000000"} for one in (1, 2)]}, "among the classes"),
+            ({"outputs": ("P", "P")}, "among the outputs"),
+        ],
+    )
+    def test_what_disagrees_is_refused(self, fields, problem):
+        with pytest.raises(ValueError, match=problem):
+            trained_card(**fields)
+
+
 class TestPage:
     def test_every_key_of_a_card_is_described_with_its_default(self):
         rows = dict(re.findall(r"^\| `(\w+)` \| (`[^`]+`)? ?\|", PAGE.partition("## Cards")[2], re.MULTILINE))
         fields = {name: field.get_default(call_default_factory=True) for name, field in Card.model_fields.items()}
+        fields = {name: list(default) if isinstance(default, tuple) else default for name, default in fields.items()}
         expected = {name: None if default is PydanticUndefined else default for name, default in fields.items()}
         assert {
             name: yaml.safe_load(default.strip("`")) if default else None for name, default in rows.items()
