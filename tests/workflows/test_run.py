@@ -331,6 +331,18 @@ class TestDryRun:
         assert "classify skipped: no model given" in made.detail
         assert 0 < made.projected_mib < 4096
 
+    def test_memory_is_that_of_each_process(self, small, workflow, tmp_path):
+        """Of all workers as threads of one; of its share as a process; of a cluster's worker whatever their number."""
+
+        def projected(workers, scheduler):
+            options = RunOptions(workers, 2**30, scheduler=scheduler)
+            return dry_run(workflow(), small.items[:1], tmp_path / "out", options)[0].projected_mib
+
+        alone = projected(1, None)
+        assert projected(4, None) > alone
+        assert projected(4, "tcp://192.0.2.1:8786") == alone
+        assert projected(2, "processes") <= 512
+
     def test_it_promises_the_identity_that_the_run_makes(self, small, workflow, tmp_path, snapshot):
         out, chain = tmp_path / "out", workflow()
         planned = dry_run(chain, small.items, out, RunOptions())
