@@ -349,7 +349,7 @@ def test_choices_come_in_proportion():
 
 
 def test_the_learning_rate_rises_and_falls(recipe):
-    from cubeloom.workflows.train.module import learning_rate_factor
+    from cubeloom.workflows.train.loop_part import learning_rate_factor
 
     chosen = recipe(schedule="one_cycle", steps=1000, warmup=0.1)
     rates = [learning_rate_factor(step, chosen) for step in range(1000)]

@@ -9,12 +9,12 @@ from .denoiser_recipe import DenoiserRecipe
 from .recipe import ClassifierRecipe, load_recipe
 
 if TYPE_CHECKING:
-    from .denoiser import DenoiserReport
+    from .loop import LoopReport
 
 __all__ = ["ClassifierRecipe", "DenoiserRecipe", "TrainingReport", "load_recipe", "train", "train_classifier"]
 
 
-def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) -> "TrainingReport | DenoiserReport":
+def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) -> "TrainingReport | LoopReport":
     """Train what a recipe file describes and save it.
 
     Args:

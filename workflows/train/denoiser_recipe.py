@@ -6,16 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .loop_part import Count, Fraction, LoopPart, Positive
 from .noisy import TRAINING_NOISES
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class CubeFile(_Part):
@@ -172,8 +168,8 @@ class About(_Part):
     halo: Annotated[int, Field(ge=0)] = 16
 
 
-class DenoiserRecipe(_Part):
-    """How to train a denoising network.
+class DenoiserRecipe(LoopPart):
+    """How to train a denoising network; the fields of the loop are those of `LoopPart`.
 
     Attributes:
         model: family, such as `hsdt_s`.
@@ -198,24 +194,11 @@ class DenoiserRecipe(_Part):
         batch: patches a step.
         voxels: at most so many values of one channel a step, so that steps of many components, or large patches,
             take about as long as others; `batch` then bounds the patches.
-        steps: of the optimiser (Adam).
-        learning_rate: the largest.
-        schedule: `one_cycle` or `cosine` (both warm up over `warmup` of the steps and fall in a half cosine; one_cycle
-            falls to a ten-thousandth, cosine to a hundredth), or `constant`.
-        warmup: share of the steps.
-        weight_decay: decoupled (AdamW) where it is not 0.
-        clip: largest norm of the gradient.
         loss: of the correction.
         ema: decay of the moving average of the weights, which is what is saved; 0 for none.
         init: of convolutions: `xavier` (normal), as the authors of HSDT advise, or torch's `default`.
         norm_momentum: of batch normalisation.
         freeze_norm: share of the steps after which batch statistics are held.
-        precision: of the arithmetic: `fp32` or `bf16`.
-        seed: of all that is random.
-        threads: of the arithmetic on a CPU; as many as there are cores where None.
-        minutes: stop after so long; the same command goes on from there.
-        checkpoint_every: steps.
-        log_every: steps.
     """
 
     kind: Literal["denoiser"]
@@ -238,26 +221,14 @@ class DenoiserRecipe(_Part):
     patch_px: Annotated[tuple[Annotated[int, Field(ge=8)], ...], Field(min_length=1)] = (32,)
     batch: Count = 8
     voxels: Count | None = None
-    steps: Count = 20_000
-    learning_rate: Positive = 1e-3
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    warmup: Fraction = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Positive = 1.0
     loss: Literal["mse", "l1", "charbonnier"] = "charbonnier"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     init: Literal["xavier", "default"] = "xavier"
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     freeze_norm: Fraction = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
     pool: Pool = Pool()
     validation: Validation = Validation()
     about: About = About()
-    seed: int = 0
-    threads: Count | None = None
-    minutes: Positive | None = None
-    checkpoint_every: Count = 500
-    log_every: Count = 50
 
     @model_validator(mode="before")
     @classmethod
@@ -325,18 +296,4 @@ class DenoiserRecipe(_Part):
 
     def described(self) -> dict[str, Any]:
         """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        said = self.model_dump(exclude={"minutes", "threads", "about", "weights"}, exclude_defaults=True)
-        plain: dict[str, Any] = _plain({**said, "weights": self.weights and Path(self.weights).name})
-        return plain
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides the weights: training only goes on where this is unchanged."""
-        return self.model_dump(mode="json", exclude={"minutes", "threads", "log_every", "checkpoint_every", "about"})
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - values of a recipe, to values of JSON
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+        return {**super().described(), "weights": self.weights and Path(self.weights).name}

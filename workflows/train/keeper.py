@@ -3,25 +3,80 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .denoiser_recipe import DenoiserRecipe
 from .lightning_extra import Callback, LightningModule, Trainer
+from .loop_part import LoopPart
 from .training_log import TrainingLog
-from .validation import Validation
 
 Say = Callable[[str], None]
-Keep = Callable[[int, dict[str, float]], None]
+Keep = Callable[[int, Mapping[str, float]], None]
 """Saves the weights of a step with their metrics."""
+
+
+class Judge(Protocol):
+    """What tells how good a network is part way.
+
+    Attributes:
+        every: steps from one judgement to the next; the last step is always judged.
+        columns: names of what `score` gives, for the log; the first is told to a person.
+    """
+
+    @property
+    def every(self) -> int: ...  # noqa: D102
+    @property
+    def columns(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def score(self, network: nn.Module) -> Mapping[str, float]:
+        """Metrics of a network in eval mode."""
+        ...
 
 
 class Stopped(Exception):  # noqa: N818 - no error
     """Training was asked to stop while it waited for data; nothing was learnt since the last step."""
+
+
+class Stop:
+    """Whether training shall end early: its minutes are over, or a signal came.
+
+    Attributes:
+        by: signal that ended the training, if one did.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self.by: signal.Signals | None = None
+        self._started = time.monotonic()
+
+    @property
+    def hours(self) -> float:
+        """Since training began or went on."""
+        return (time.monotonic() - self._started) / 3600
+
+    @property
+    def due(self) -> bool:
+        """Whether to end after this step."""
+        return self.by is not None or (self.minutes is not None and 60 * self.hours > self.minutes)
+
+    def require_going_on(self) -> None:
+        """Raise `Stopped` where training shall end; for those who wait."""
+        if self.due:
+            raise Stopped
+
+    def begin(self) -> None:
+        """Start the clock, and let a signal end the step under way first; Lightning restores the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+        self._started = time.monotonic()
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        self.by = signal.Signals(number)
 
 
 class Checkpoints:
@@ -52,50 +107,35 @@ class Checkpoints:
 
 
 class Keeper(Callback):
-    """Logs, validates and saves every so many steps; stops after a step when time is up or a signal says so.
+    """Logs, judges and saves every so many steps; stops after a step when time is up or a signal says so.
 
     Attributes:
-        stopped_by: signal that ended the training, if one did.
-        out_of_time: whether the recipe's minutes did.
-        metrics: of the last validation.
+        metrics: of the last judgement.
     """
 
     def __init__(
         self,
-        recipe: DenoiserRecipe,
-        validation: Validation,
+        recipe: LoopPart,
+        judge: Judge | None,
         log: TrainingLog,
         checkpoints: Checkpoints,
         keep: Keep,
         say: Say,
+        stop: Stop,
     ) -> None:
-        self.recipe, self.validation, self.table, self.checkpoints = recipe, validation, log, checkpoints
-        self.keep, self.say = keep, say
-        self.stopped_by: signal.Signals | None = None
-        self.out_of_time = False
-        self.metrics: dict[str, float] = {}
+        self.recipe, self.judge, self.table, self.checkpoints = recipe, judge, log, checkpoints
+        self.keep, self.say, self.stop = keep, say, stop
+        self.metrics: Mapping[str, float] = {}
         self._losses: list[Tensor] = []
-        self._started = time.monotonic()
 
     @property
     def hours(self) -> float:
         """Of training so far, earlier runs included."""
-        return self.table.hours_before + (time.monotonic() - self._started) / 3600
-
-    def require_going_on(self) -> None:
-        """Raise `Stopped` where training shall end; for those who wait."""
-        if self._shall_stop():
-            raise Stopped
+        return self.table.hours_before + self.stop.hours
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a signal end the step under way first; Lightning puts the former handlers back in the end."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
-        self._started = time.monotonic()
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self.stopped_by = signal.Signals(number)
+        """The time of this run counts from here."""
+        self.stop.begin()
 
     def on_train_batch_end(
         self,
@@ -108,35 +148,32 @@ class Keeper(Callback):
         """What is due after a step."""
         step, last = trainer.global_step, trainer.global_step >= self.recipe.steps
         self._losses.append(outputs["loss"].detach())
-        judged = self._judged(pl_module, step) if last or step % self.recipe.validation.every == 0 else {}
-        if judged or last or step % self.recipe.log_every == 0:
-            self._log(trainer, step, judged)
-        stopping = self._shall_stop()
-        if judged or last or stopping or step % self.recipe.checkpoint_every == 0:
+        judged = last or (self.judge is not None and step % self.judge.every == 0)
+        metrics = self._judged(pl_module, step) if judged else {}
+        if metrics or last or step % self.recipe.log_every == 0:
+            self._log(trainer, step, metrics)
+        stopping = self.stop.due
+        if judged or stopping or step % self.recipe.checkpoint_every == 0:
             self.checkpoints.save(trainer)
         trainer.should_stop = trainer.should_stop or stopping
 
-    def _shall_stop(self) -> bool:
-        limit = self.recipe.minutes
-        self.out_of_time = limit is not None and time.monotonic() - self._started > 60 * limit
-        return self.out_of_time or self.stopped_by is not None
-
-    def _judged(self, module: Any, step: int) -> dict[str, float]:  # noqa: ANN401 - Lightning's base class
+    def _judged(self, module: Any, step: int) -> Mapping[str, float]:  # noqa: ANN401 - Lightning's base class
         network = module.trained
-        training = network.training
+        modes = {part: part.training for part in network.modules()}
         network.eval()
-        self.metrics = self.validation.score(network)
+        self.metrics = {} if self.judge is None else self.judge.score(network)
         self.keep(step, self.metrics)
-        network.train(training)
+        for part, training in modes.items():
+            part.training = training
         return self.metrics
 
-    def _log(self, trainer: Trainer, step: int, judged: dict[str, float]) -> None:
+    def _log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
         loss = sum(float(one) for one in self._losses) / len(self._losses)
         self._losses.clear()
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        values = {"loss": loss, "learning_rate": rate, **judged}
+        values = {"loss": loss, "learning_rate": rate, **metrics}
         self.table.add(step, self.hours, values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
-        score = f"  psnr {judged['psnr']:.2f} dB" if judged else ""
+        score = "".join(f"  {name} {value:.4g}" for name, value in list(metrics.items())[:1])
         self.say(f"step {step} of {self.recipe.steps}  loss {loss:.5f}  {self.hours:.2f} h{score}")

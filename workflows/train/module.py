@@ -3,23 +3,20 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from cubeloom.models.network import Network
 
 from .denoiser_recipe import DenoiserRecipe
-from .lightning_extra import LightningModule
+from .loop import LoopModule
 from .patches import Batch
 
 _CHARBONNIER = 1e-3
 """Where sqrt(x^2 + e^2) turns from a parabola to |x|."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_LAST_FACTOR = {"one_cycle": 1e-4, "cosine": 1e-2}
 
 
 def charbonnier(estimate: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +31,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DenoiserModule(LightningModule):
+class DenoiserModule(LoopModule):
     """A network that learns the correction of its channel 0.
 
     What a step draws at random depends on the seed and the step alone.
@@ -45,11 +42,11 @@ class DenoiserModule(LightningModule):
     """
 
     def __init__(self, network: Network, recipe: DenoiserRecipe) -> None:
-        super().__init__()
+        super().__init__(network, recipe)
         for part in network.modules():
             if isinstance(part, NORMS):
                 part.momentum = recipe.norm_momentum
-        self.network, self.recipe = network, recipe
+        self.recipe: DenoiserRecipe = recipe
         self.loss = LOSSES[recipe.loss]
         if recipe.init == "xavier" and recipe.weights is None:
             xavier(network)
@@ -66,8 +63,7 @@ class DenoiserModule(LightningModule):
             for part in self.network.modules():
                 if isinstance(part, NORMS):
                     part.eval()
-        seed = np.random.SeedSequence([self.recipe.seed, self.global_step]).generate_state(1)
-        torch.manual_seed(int(seed[0]))
+        super().on_train_batch_start(batch, batch_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
@@ -80,13 +76,9 @@ class DenoiserModule(LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of Lightning's many forms
-        """Adam, or AdamW where weights decay, and the schedule."""
-        recipe = self.recipe
-        kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
-        optimizer = kind(self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def learning(self) -> Any:  # noqa: ANN401 - what torch's optimisers take
+        """All of the network; its average only follows."""
+        return self.network.parameters()
 
 
 def _average(network: nn.Module, decay: float) -> AveragedModel:
@@ -110,15 +102,3 @@ def xavier(network: nn.Module) -> None:
     for weight in network.parameters():
         if weight.ndim > 2:
             nn.init.xavier_normal_(weight)
-
-
-def learning_rate_factor(step: int, recipe: DenoiserRecipe) -> float:
-    """Share of the largest learning rate at a step: up in a line, down in a half cosine."""
-    warm = max(round(recipe.warmup * recipe.steps), 1)
-    if step < warm:
-        return (step + 1) / warm
-    if recipe.schedule == "constant":
-        return 1.0
-    last = _LAST_FACTOR[recipe.schedule]
-    part = min((step - warm) / max(recipe.steps - warm, 1), 1.0)
-    return float(last + (1 - last) * (1 + np.cos(np.pi * part)) / 2)

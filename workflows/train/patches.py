@@ -3,8 +3,7 @@
 A batch depends on the seed and its number alone, so that training goes on after a stop as if there had been none.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,35 +20,6 @@ Batch = tuple[Tensor, Tensor]
 
 _BANDS, _COMPONENTS = 1, 2
 """Keys of the random streams, beside that of the scenes of the pool."""
-
-
-class Batches(Protocol):
-    """Batches by number."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of optimiser step `step`, from 0."""
-        ...
-
-
-class Stream:
-    """The batches of a training from the step at which it goes on, as a loader that Lightning resumes."""
-
-    def __init__(self, batches: Batches, steps: int, start: int = 0) -> None:
-        self.batches, self.steps, self.start = batches, steps, start
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.start, self.steps):
-            yield self.batches.batch(step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: who makes the stream knows where it starts."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do; without it Lightning takes the loader for one that cannot be resumed."""
 
 
 class BandPatches:

@@ -40,9 +40,14 @@ class Case:
 
 
 class Validation:
-    """Mean PSNR over cubes and kinds of noise, dB; estimates are clipped to [0, 1] as the protocol has it."""
+    """Mean PSNR over cubes and kinds of noise, dB; estimates are clipped to [0, 1] as the protocol has it.
+
+    Attributes:
+        every: steps from one validation to the next.
+    """
 
     def __init__(self, cubes: Sequence[CleanCube], recipe: DenoiserRecipe) -> None:
+        self.every = recipe.validation.every
         self.noises = recipe.validation.noise if cubes else ()
         self.cases = list(_cases(cubes, recipe))
 
