@@ -18,7 +18,7 @@ from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.stages.classify import Classify
 from cubeloom.workflows.train import load_recipe, train
 from cubeloom.workflows.train.classifier import class_weights
-from cubeloom.workflows.train.recipe import LabelledScene, Split
+from cubeloom.workflows.train.labels_recipe import LabelledScene, Split
 from cubeloom.workflows.train.samples import collect, read_labels
 from cubeloom.workflows.train.split import split_samples
 

@@ -65,6 +65,33 @@ def read_mat(path: Path, options: Mapping[str, str]) -> MatCube:
     )
 
 
+def read_map(path: Path, key: str | None = None) -> npt.NDArray[np.integer[Any]]:
+    """A map of whole numbers, such as class values, out of a MATLAB file.
+
+    Args:
+        path: the file.
+        key: the array's name; None where it is the only one with two axes.
+
+    Returns:
+        `(y, x)`
+
+    Raises:
+        InputError: damaged, or the array holds something else than whole numbers.
+        ConfigError: no such array, or more than one that may be meant.
+    """
+    shapes = _shapes(path)
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    maps = [name for name, shape in shapes.items() if len(shape) == 2 and (key == name or not _is_vector(shape))]
+    found = [name for name in maps if key in (None, name)]
+    if len(found) != 1:
+        wanted = f"named {key!r}" if key else "that alone has two axes"
+        raise ConfigError(f"{path}: no map {wanted}; name one of its arrays: {listed}")
+    values = _load(path, found)[found[0]]
+    if values.dtype.kind not in "fiub" or not np.isfinite(values).all() or (values != np.floor(values)).any():
+        raise InputError(f"{path}: array {found[0]!r} holds {values.dtype} that are no whole numbers, so no classes")
+    return values.astype(np.int64)
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the numeric arrays in the file."""
     from scipy.io import whosmat

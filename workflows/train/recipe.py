@@ -11,31 +11,11 @@ from cubeloom.pipeline.stages import explain
 from cubeloom.untrusted import read_yaml
 
 from .denoiser_recipe import DenoiserRecipe
+from .labels_recipe import ClassTable, LabelledScene, Split
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LabelledScene(_Part):
-    """A scene and its labels; paths are relative to the recipe.
-
-    Attributes:
-        scene: a product or store that `open_scene` opens.
-        labels: a raster of class values on the scene's grid (0: none), or a vector file of points or polygons.
-        field: attribute of the vector file that holds class values or names.
-    """
-
-    scene: Path
-    labels: Path
-    field: str | None = None
-
-
-class ClassOf(_Part):
-    """Name and colour of a class."""
-
-    name: str
-    colour: str = Field(default="#808080", pattern=r"^#[0-9a-fA-F]{6}$")
 
 
 EstimatorType = Literal["logistic", "lda", "svm", "random_forest", "hist_gradient_boosting"]
@@ -58,27 +38,6 @@ class EstimatorChoice(_Part):
     pca: int | None = Field(default=None, ge=1)
 
 
-class Split(_Part):
-    """How test pixels are kept apart from training pixels.
-
-    Attributes:
-        method: `blocks` draws whole squares of pixels so that classes keep their shares; `tiles` takes the squares of
-            one colour of a checkerboard; `random` draws single pixels, whose neighbours then tell them: optimistic.
-        block_px: edge of the squares.
-        test_fraction: share of the labelled pixels to test on; a checkerboard has half.
-        buffer_px: training pixels this near to a test square are left out.
-        swap: with `tiles`, test on the squares of the other colour.
-        seed: of every random draw, the estimator's too.
-    """
-
-    method: Literal["blocks", "tiles", "random"] = "blocks"
-    block_px: int = Field(default=16, ge=1)
-    test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    buffer_px: int = Field(default=1, ge=0)
-    swap: bool = False
-    seed: int = 0
-
-
 class ClassifierRecipe(_Part):
     """How to train a classifier of spectra.
 
@@ -94,7 +53,7 @@ class ClassifierRecipe(_Part):
 
     kind: Literal["classifier"]
     scenes: Annotated[tuple[LabelledScene, ...], Field(min_length=1)]
-    classes: Annotated[dict[Annotated[int, Field(ge=1, le=255)], ClassOf], Field(min_length=2)]
+    classes: Annotated[ClassTable, Field(min_length=2)]
     variable: str | None = None
     steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
     features: Annotated[tuple[Feature, ...], Field(min_length=1)] = ("spectrum", "shape")
@@ -112,11 +71,7 @@ class ClassifierRecipe(_Part):
 
     def beside(self, folder: Path) -> "ClassifierRecipe":
         """The recipe with its paths relative to `folder`."""
-        moved = [
-            scene.model_copy(update={"scene": folder / scene.scene, "labels": folder / scene.labels})
-            for scene in self.scenes
-        ]
-        return self.model_copy(update={"scenes": tuple(moved)})
+        return self.model_copy(update={"scenes": tuple(scene.beside(folder) for scene in self.scenes)})
 
 
 Recipe = ClassifierRecipe | DenoiserRecipe

@@ -20,7 +20,7 @@ from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, spec_of
 from cubeloom.pipeline.stages import Stage
 
-from .recipe import LabelledScene
+from .labels_recipe import LabelledScene
 
 VECTOR_SUFFIXES = {".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet"}
 
@@ -71,7 +71,7 @@ def collect(
     parts: list[dict[str, npt.NDArray[Any]]] = []
     bands, units, taken, sources = None, "", "", []
     for number, labelled in enumerate(scenes):
-        scene = open_scene(labelled.scene)
+        scene = open_scene(labelled.scene, **labelled.options)
         for stage in stages:
             scene = lift(stage)(scene)
         spec = spec_of(scene)

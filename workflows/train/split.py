@@ -2,14 +2,41 @@
 
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
-from cubeloom.errors import InputError
+from cubeloom.errors import ConfigError, InputError
+from cubeloom.untrusted import read_yaml
 
-from .recipe import Split
-from .samples import Samples
+from .labelled import LabelledImage
+from .labels_recipe import PixelSplit, Split
+from .stratified import PER_CLASS, draw_split
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Places(Protocol):
+    """Labelled pixels of one or more scenes: where they are, and of which class."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """`(n,)` class values."""
+
+    @property
+    def scene(self) -> npt.NDArray[np.int32]:
+        """`(n,)` which scene, by number."""
+
+    @property
+    def row(self) -> npt.NDArray[np.int32]:
+        """`(n,)` px."""
+
+    @property
+    def col(self) -> npt.NDArray[np.int32]:
+        """`(n,)` px."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +49,20 @@ class Parts:
         block: `(n,)` number of the square that each sample lies in.
     """
 
-    train: npt.NDArray[np.bool_]
-    test: npt.NDArray[np.bool_]
+    train: BoolArray
+    test: BoolArray
     block: npt.NDArray[np.int64]
 
 
-def split_samples(samples: Samples, split: Split) -> Parts:
+@dataclass(frozen=True, eq=False)
+class PixelParts:
+    """Which pixels of an image train and which test, two `(y, x)` masks without a pixel in common."""
+
+    train: BoolArray
+    test: BoolArray
+
+
+def split_samples(samples: Places, split: Split) -> Parts:
     """Divide samples as `split` says.
 
     Raises:
@@ -42,20 +77,113 @@ def split_samples(samples: Samples, split: Split) -> Parts:
     else:
         groups = block if split.method == "blocks" else np.arange(block.size)
         test = _drawn(samples.labels, groups, split)
-    train = ~test
-    if split.method != "random":
-        train &= ~_near_test(samples, test, split)
-    for name, part in (("training", train), ("test", test)):
-        absent = sorted(set(np.unique(samples.labels).tolist()) - set(np.unique(samples.labels[part]).tolist()))
-        if absent:
-            raise InputError(
-                f"no {name} pixel of class {absent} with split {split.method} of {split.block_px} px squares, "
-                f"seed {split.seed}: change block_px or seed, or label more places of it"
-            )
+    buffer_px = 0 if split.method == "random" else split.buffer_px
+    train = _apart(samples, test, split.block_px, buffer_px)
+    how = f"split {split.method} of {split.block_px} px squares, seed {split.seed}: change block_px or seed"
+    _require_classes(samples.labels, train, test, how)
     return Parts(train, test, block)
 
 
-def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: Split) -> npt.NDArray[np.bool_]:
+def split_pixels(image: LabelledImage, split: PixelSplit) -> PixelParts:
+    """Divide an image's labelled pixels as `split` says.
+
+    Raises:
+        ConfigError: the image's publisher keeps no pixels for tests, or a listed square holds no label.
+        InputError: a class has no training pixel, or none to test on; says which and what to change. With `random` a
+            class may have none to test on: one with no more pixels than train of it.
+    """
+    if split.method == "random":
+        per_class = split.per_class or PER_CLASS
+        return PixelParts(*draw_split(image.labels, per_class, split.seed, split.largest_share))
+    places = _places(image)
+    train, test = _divided(image, places, split)
+    if split.per_class is not None:
+        train = _limited(places.labels, train, split.per_class, split.seed)
+    masks = np.zeros((2, *image.labels.shape), bool)
+    masks[:, places.row, places.col] = train, test
+    return PixelParts(*masks)
+
+
+def tile_splits(path: Path) -> dict[str, PixelSplit]:
+    """The splits of a file that lists test tiles: `tile_px`, and `splits`, each with a `name` and its `test` tiles.
+
+    Raises:
+        ConfigError: the file is missing or says something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such list of tiles")
+    data = read_yaml(path)
+    try:
+        return {
+            str(one["name"]): PixelSplit(method="listed", block_px=data["tile_px"], test_tiles=one["test"])
+            for one in data["splits"]
+        }
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ConfigError(
+            f"{path}: expected tile_px and splits, a list of entries with name and test ({error})"
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class _ImagePlaces:
+    labels: npt.NDArray[np.uint8]
+    scene: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    col: npt.NDArray[np.int32]
+
+
+def _places(image: LabelledImage) -> _ImagePlaces:
+    row, col = (index.astype(np.int32) for index in np.nonzero(image.labels))
+    return _ImagePlaces(image.labels[row, col], np.zeros(row.size, np.int32), row, col)
+
+
+def _divided(image: LabelledImage, places: Places, split: PixelSplit) -> tuple[BoolArray, BoolArray]:
+    """Training and test pixels of every method but `random`."""
+    if split.method in ("blocks", "tiles"):
+        fields = split.model_dump(include={"method", "block_px", "test_fraction", "buffer_px", "swap", "seed"})
+        parts = split_samples(places, Split(**fields))
+        return parts.train, parts.test
+    if split.method == "given":
+        if image.given_test is None:
+            raise ConfigError(f"{image.name} comes without pixels kept for tests; use another split than given")
+        test = image.given_test[places.row, places.col]
+        train, how = ~test, "split given"
+    else:
+        test = _in_tiles(image.name, places, split)
+        train = _apart(places, test, split.block_px, split.buffer_px)
+        how = f"split listed of {split.block_px} px squares: list other test_tiles"
+    _require_classes(places.labels, train, test, how)
+    return train, test
+
+
+def _in_tiles(name: str, places: Places, split: PixelSplit) -> BoolArray:
+    """Samples in the squares listed."""
+    row, col = places.row // split.block_px, places.col // split.block_px
+    inside = np.zeros(row.size, bool)
+    for tile in split.test_tiles:
+        here = (row == tile[0]) & (col == tile[1])
+        if not here.any():
+            raise ConfigError(f"{name}: the test tile {list(tile)} of {split.block_px} px holds no label")
+        inside |= here
+    return inside
+
+
+def _limited(labels: npt.NDArray[np.uint8], train: BoolArray, most: int, seed: int) -> BoolArray:
+    """At most `most` training pixels of every class, drawn at random."""
+    draw, kept = np.random.default_rng(seed), np.zeros_like(train)
+    for value in np.unique(labels):
+        kept[draw.permutation(np.flatnonzero(train & (labels == value)))[:most]] = True
+    return kept
+
+
+def _require_classes(labels: npt.NDArray[np.uint8], train: BoolArray, test: BoolArray, how: str) -> None:
+    for name, part in (("training", train), ("test", test)):
+        absent = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[part]).tolist()))
+        if absent:
+            raise InputError(f"no {name} pixel of class {absent} with {how}, or label more places of it")
+
+
+def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: Split) -> BoolArray:
     """Test samples: whole groups that hold about `test_fraction` of every class."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -72,19 +200,20 @@ def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: 
     return test
 
 
-def _near_test(samples: Samples, test: npt.NDArray[np.bool_], split: Split) -> npt.NDArray[np.bool_]:
-    """Samples within `buffer_px` (in rows and columns) of a square that holds test samples."""
+def _apart(places: Places, test: BoolArray, block_px: int, buffer_px: int) -> BoolArray:
+    """Samples that neither test nor lie within `buffer_px`, in rows and columns, of a square that holds test samples."""
+    if not buffer_px:
+        return ~test
     near = np.zeros(test.size, bool)
-    steps = sorted({*range(-split.buffer_px, split.buffer_px, split.block_px), 0, split.buffer_px})
-    for scene in np.unique(samples.scene):
-        here = samples.scene == scene
-        rows, cols = samples.row[here], samples.col[here]
-        shape = (int(rows.max()) // split.block_px + 1, int(cols.max()) // split.block_px + 1)
-        squares = np.zeros(shape, bool)
+    steps = sorted({*range(-buffer_px, buffer_px, block_px), 0, buffer_px})
+    for scene in np.unique(places.scene):
+        here = places.scene == scene
+        rows, cols = places.row[here], places.col[here]
+        squares = np.zeros((int(rows.max()) // block_px + 1, int(cols.max()) // block_px + 1), bool)
         held = here & test
-        squares[samples.row[held] // split.block_px, samples.col[held] // split.block_px] = True
+        squares[places.row[held] // block_px, places.col[held] // block_px] = True
         for down, right in product(steps, steps):
-            at_row = np.clip((rows + down) // split.block_px, 0, shape[0] - 1)
-            at_col = np.clip((cols + right) // split.block_px, 0, shape[1] - 1)
+            at_row = np.clip((rows + down) // block_px, 0, squares.shape[0] - 1)
+            at_col = np.clip((cols + right) // block_px, 0, squares.shape[1] - 1)
             near[here] |= squares[at_row, at_col]
-    return near
+    return ~test & ~near

@@ -10,7 +10,6 @@ from itertools import count
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cubeloom.errors import ConfigError, InputError
 
@@ -21,11 +20,15 @@ SEED = 2333
 """The authors'."""
 QUOTA = 20
 """Pixels of a class in a mini-batch, as the authors'."""
+PER_CLASS = 200
+"""Training pixels of a class, as the authors'."""
 _SEEDS = 9999
 """Length of the list that seeds of epochs are taken from; the last one is never used."""
 
 
-def draw_split(labels: npt.NDArray[np.integer], per_class: int = 200, seed: int = SEED) -> tuple[BoolArray, BoolArray]:
+def draw_split(
+    labels: npt.NDArray[np.integer], per_class: int = PER_CLASS, seed: int = SEED, largest_share: float = 1.0
+) -> tuple[BoolArray, BoolArray]:
     """Training and test pixels, drawn from all labelled ones: `per_class` of each class train, the rest test.
 
     Test pixels stand among training pixels, so what a network with a large view scores there says little of other
@@ -35,6 +38,7 @@ def draw_split(labels: npt.NDArray[np.integer], per_class: int = 200, seed: int 
         labels: `(y, x)`, classes from 1; 0 is no label.
         per_class: a class with no more pixels than this has all of them in training, and none to test it.
         seed: of the draw.
+        largest_share: at most this share of a class trains, though one pixel at least; 1, as the authors have it.
 
     Returns:
         Two `(y, x)` masks, without a pixel in common.
@@ -46,7 +50,7 @@ def draw_split(labels: npt.NDArray[np.integer], per_class: int = 200, seed: int 
     _require_positive("per_class", per_class)
     train = np.zeros(_flat(labels).size, bool)
     for pixels in _shuffled_classes(labels, seed):
-        train[pixels[:per_class]] = True
+        train[pixels[: min(per_class, max(1, int(largest_share * pixels.size)))]] = True
     drawn = train.reshape(labels.shape)
     return drawn, (labels > 0) & ~drawn
 
@@ -109,6 +113,8 @@ class StratifiedBatches:
 
     def epoch(self, number: int) -> list[IndexArray]:
         """The batches of epoch `number`, from 0, in the order of training: flat indices into the labels each."""
+        import torch  # alone here: recipes and splits take this module's seed and draws without it
+
         batches = minibatches(self.labels, self.quota, epoch_seed(number, self.seed))
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(number + 1):  # one generator orders all epochs, so those before must be drawn
