@@ -20,6 +20,7 @@ from .network import Network
 from .registry import register_model
 from .spectral_adapter import FEATURES, FoldedAdapter, SpectralAdapter
 from .spectral_checkpoints import TOLERATED, official_keys
+from .spectral_earth import card_fields
 from .torchvision_cure import make_torchvision_importable
 
 make_torchvision_importable()
@@ -38,9 +39,6 @@ VIT_SIZES = {
     "giant": (1536, 40, 24),
 }
 """Width, depth and heads; all but the nano are the authors'."""
-
-BANDS = 202
-"""Of EnMAP, for which the published weights are; an adapter takes any number from `spectral_adapter.MIN_BANDS`."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
 
 def _card_fields(num_classes: int = 0, image_size: int = 128, multiple: int = 1, **_: object) -> Mapping[str, Any]:
     task = "classify" if num_classes else "embed"
-    return {"task": task, "bands": BANDS, "multiple": multiple, "tile": image_size, "halo": 0}
+    return {**card_fields(), "task": task, "multiple": multiple, "tile": image_size, "halo": 0}
 
 
 def _vit_card_fields(patch_size: int = 4, **settings: Any) -> Mapping[str, Any]:  # noqa: ANN401
