@@ -201,7 +201,7 @@ def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: 
 
 
 def _apart(places: Places, test: BoolArray, block_px: int, buffer_px: int) -> BoolArray:
-    """Samples that neither test nor lie within `buffer_px`, in rows and columns, of a square that holds test samples."""
+    """Samples that neither test nor lie within `buffer_px`, in rows and columns, of a square with test samples."""
     if not buffer_px:
         return ~test
     near = np.zeros(test.size, bool)
