@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 import rasterio
+from typer.main import get_command
 
 from cubeloom.pipeline.readers import open_scene
 from cubeloom.workflows.cli import app
 from cubeloom.workflows.layout import Layout
 
-COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+COMMANDS = sorted(get_command(app).commands)
 HEAVY = ("torch", "rasterio", "sklearn", "xarray", "zarr", "dask", "matplotlib", "pandas", "requests")
 
 

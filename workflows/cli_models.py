@@ -1,0 +1,91 @@
+"""Commands on models: which there are, their training, and how they compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import Json
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; paths in it are relative to it.")],
+    out: Annotated[Path, typer.Option(help="File for the model.")],
+    as_json: Json = False,
+) -> None:
+    """Train what RECIPE describes: a classifier from labelled scenes, or a network that denoises from clean cubes.
+
+    The training of a network goes on where an earlier call for the same OUT stopped.
+    """
+    from .console import print_json, say
+    from .train import train as train_recipe
+
+    report = train_recipe(recipe, out, say)
+    if as_json:
+        print_json(report.summary())
+    else:
+        say(str(report))
+    raise typer.Exit(report.exit_code)
+
+
+models = typer.Typer(help="The networks that stages can use.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the families of networks and the weights that are shipped for them."""
+    from .console import print_json
+    from .model_list import describe_models, print_models
+
+    if as_json:
+        print_json(describe_models())
+    else:
+        print_models()
+
+
+@models.command("info")
+def models_info(
+    model: Annotated[str, typer.Argument(help="A name of the list, weights with a card, or a saved classifier.")],
+    weights: Annotated[str | None, typer.Option(help="Weights of the family MODEL: file or hf: source.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the card of a model: settings, digest, licence, training and metrics."""
+    from .console import print_json
+    from .model_list import describe_model, print_model
+
+    description = describe_model(model, weights)
+    if as_json:
+        print_json(description)
+    else:
+        print_model(description)
+
+
+evaluate = typer.Typer(help="Compare methods on cubes of your own.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(evaluate, name="evaluate")
+
+
+@evaluate.command("denoise")
+def evaluate_denoise(
+    cubes: Annotated[list[str], typer.Argument(metavar="CUBE...", help="Products, stores, GeoTIFF or MATLAB files.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and figure.png.")],
+    methods: Annotated[
+        str, typer.Option(help="Some of noisy, subspace, hymixde, network:NAME[@WEIGHTS].")
+    ] = "noisy,subspace,hymixde",
+    noises: Annotated[str, typer.Option(help="Kinds of noise; protocol stands for nine of them.")] = "protocol",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same noise.", min=0)] = 0,
+    crop: Annotated[int, typer.Option(help="Longest side of the middle that is taken of a cube, px.", min=16)] = 512,
+    as_json: Json = False,
+) -> None:
+    """Add noise to clean CUBEs, denoise them by every method and measure what comes out."""
+    from .console import print_json, say
+    from .evaluate import evaluate_files
+
+    found, written = evaluate_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
+    say("\n".join(str(path) for path in written))
+    if as_json:
+        print_json(found.to_json())
+    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)

@@ -1,0 +1,155 @@
+"""Commands on single scenes and stores."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_options import CORES, Detector, Json, Memory, Overwrite, Workers
+
+app = typer.Typer()
+
+
+def _single(
+    source: str, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
+) -> None:
+    from cubeloom.pipeline.engine import run_to_store
+    from cubeloom.pipeline.readers import open_source
+
+    from .console import parse_bytes, say
+    from .schema import Workflow
+
+    stages = Workflow(name="single", steps=steps).stages()
+    options = {"detector": detector} if detector else {}
+    budget = parse_bytes(memory)
+    run_to_store(open_source(source, **options), stages, out, overwrite=overwrite, workers=workers, memory=budget)
+    say(f"{source} -> {out}")
+
+
+@app.command()
+def ingest(
+    product: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")],
+    out: Path,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Write PRODUCT to the Zarr store OUT, as it was measured."""
+    _single(product, out, (), detector, overwrite, workers, memory)
+
+
+@app.command()
+def denoise(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
+    out: Path,
+    method: Annotated[str | None, typer.Option(help="network, or subspace, which needs no trained one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another network, see `cubeloom models list`.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file, or hf:owner/repo/file@sha256.")] = None,
+    strength: Annotated[float, typer.Option(help="1: what is most likely noise.")] = 1.0,
+    outliers: Annotated[bool, typer.Option("--outliers", help="Tell struck values and stripes from noise.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how sure the network is.")] = False,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
+    chosen = {"model": model, "weights": weights, "outliers": outliers, **({"method": method} if method else {})}
+    step = {"denoise": {**chosen, "strength": strength, "uncertainty": uncertainty}}
+    _single(source, out, ("mask", "destripe", step), detector, overwrite, workers, memory)
+
+
+@app.command()
+def superres(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
+    out: Path,
+    scale: Annotated[int, typer.Option(help="How many times finer.", min=2, max=4)] = 2,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
+    _single(source, out, ("mask", {"superres": {"scale": scale}}), detector, overwrite, workers, memory)
+
+
+@app.command()
+def classify(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
+    out: Path,
+    model: Annotated[Path, typer.Option(help="A classifier that `cubeloom train` made.")],
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Classify IN; OUT holds classes, probabilities and confidence beside the measurement."""
+    _single(source, out, ("mask", {"classify": {"model": str(model)}}), detector, overwrite, workers, memory)
+
+
+@app.command()
+def export(
+    store: Path,
+    out: Path,
+    to: Annotated[str, typer.Option(help="cog or envi.")] = "cog",
+    variable: Annotated[str | None, typer.Option(help="Which variable; by default the latest cube.")] = None,
+) -> None:
+    """Write a variable of a store as a cloud-optimised GeoTIFF or an ENVI file, for tools that read no Zarr."""
+    from cubeloom.pipeline.export import export_store
+
+    from .console import say
+
+    export_store(store, out, to=to, variable=variable)
+    say(f"{store} -> {out}")
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")], as_json: Json = False
+) -> None:
+    """Show what a product or a store holds, without reading pixels."""
+    from .console import print_json
+    from .inspect import describe_path, print_description
+
+    description = describe_path(path)
+    if as_json:
+        print_json(description)
+    else:
+        print_description(description)
+
+
+@app.command()
+def validate(path: Annotated[Path, typer.Argument(help="A store, or an output directory or catalog.")]) -> None:
+    """Hash every chunk of a store against its record and check the Scene; or check a catalog and all its products."""
+    from .console import say
+    from .inspect import validate_path
+
+    for line in validate_path(path):
+        say(line)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder for the products and their truth.")],
+    count: Annotated[int, typer.Option(help="How many different scenes.", min=1)] = 1,
+    level: Annotated[str, typer.Option(help="L1B, L1C or L2A.")] = "L2A",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the raster, px.")] = "256x256",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
+    container: Annotated[str, typer.Option(help="folder, zip or tar.gz.")] = "folder",
+    layout: Annotated[str, typer.Option(help="tiled or strips.")] = "tiled",
+) -> None:
+    """Write EnMAP products that nobody measured, laid out as DLR delivers them, with the truth beside them."""
+    from cubeloom.pipeline.simulate import simulate_catalog
+
+    from .console import parse_size, say
+    from .train.truth import write_truth_recipe
+
+    height, width = parse_size(size)
+    products = simulate_catalog(
+        out, count, level=level, height=height, width=width, seed=seed, container=container, layout=layout
+    )
+    for product in products:
+        say(f"{product.path}")
+    if level != "L1B":  # its two cubes are not registered, so no one map labels both
+        say(f"recipe that learns from their truth: {write_truth_recipe(products, out / 'train.yaml')}")
