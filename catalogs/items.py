@@ -110,6 +110,18 @@ class CatalogItem:
         read = [self.assets[key]] if key else [asset for asset in self.assets.values() if not asset.is_picture]
         return bool(read) and all(is_remote(asset.href) for asset in read)
 
+    @property
+    def store(self) -> str | Path | None:
+        """The Zarr store that the item points to: its path, or its URL in an object store; None for another product.
+
+        Raises:
+            InputError: it lies outside `roots`.
+        """
+        key = self._product_key()
+        if key is None or not self.assets[key].is_zarr:
+            return None
+        return self.assets[key].href if is_remote(self.assets[key].href) else self.product_path
+
     def _product_key(self) -> str | None:
         key = next((key for key in _PRODUCT_KEYS if key in self.assets), None)
         return key or next((key for key, asset in self.assets.items() if asset.is_zarr), None)

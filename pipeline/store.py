@@ -285,8 +285,11 @@ def read_commit(path: Folder) -> dict[str, Any]:
     return dict(record)
 
 
-def verify(path: Path) -> dict[str, int]:
+def verify(path: Folder) -> dict[str, int]:
     """Hash every chunk and metadata file of a published store against its commit record.
+
+    Args:
+        path: the store. On this machine it must hold no other file; what else lies in a bucket is not looked at.
 
     Returns:
         Counts: `chunks`, `empty` (chunks without a file) and `metadata` files checked.
@@ -302,8 +305,10 @@ def verify(path: Path) -> dict[str, int]:
             read_chunk(path, key, expected)
         except StoreError as error:
             problems.append(str(error))
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    problems += [f"{path}: {extra} is not part of the product" for extra in sorted(present - files.keys() - {COMMIT})]
+    if isinstance(path, Path):
+        present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+        strange = sorted(present - files.keys() - {COMMIT})
+        problems += [f"{path}: {extra} is not part of the product" for extra in strange]
     if problems:
         shown = "\n  - ".join(problems[:5])
         raise StoreError(f"{path} is damaged ({len(problems)} files):\n  - {shown}")

@@ -90,7 +90,7 @@ def classify(
 
 @app.command()
 def export(
-    store: Path,
+    store: Annotated[str, typer.Argument(help="A store, or the URL of one.")],
     out: Path,
     to: Annotated[str, typer.Option(help="cog or envi.")] = "cog",
     variable: Annotated[str | None, typer.Option(help="Which variable; by default the latest cube.")] = None,
@@ -120,7 +120,9 @@ def info(
 
 
 @app.command()
-def validate(path: Annotated[Path, typer.Argument(help="A store, or an output directory or catalog.")]) -> None:
+def validate(
+    path: Annotated[str, typer.Argument(help="A store or the URL of one, or an output directory or catalog.")],
+) -> None:
     """Hash every chunk of a store against its record and check the Scene; or check a catalog and all its products."""
     from .console import say
     from .inspect import validate_path

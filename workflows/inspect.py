@@ -9,9 +9,10 @@ import numpy as np
 
 from cubeloom.errors import CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
+from cubeloom.pipeline.folders import Folder
 from cubeloom.pipeline.readers import Source, open_scene, open_source
 from cubeloom.pipeline.readers.store import recognises as is_store
-from cubeloom.pipeline.scene import SceneSpec, validate_scene
+from cubeloom.pipeline.scene import spec_of, validate_scene
 
 from .console import print_table
 
@@ -20,16 +21,22 @@ if TYPE_CHECKING:
 
 
 def describe_path(path: str | Path) -> dict[str, Any]:
-    """A product or store as a JSON value; metadata only. Of a store behind a URL, its native grid alone."""
-    if "://" in str(path):
-        return {"path": str(path), "kind": "store", "scenes": {"/": _describe(open_source(path))}}
-    path = Path(path)
-    if is_store(path):
-        groups = [spec.group for spec in _store_specs(path)]
-        commit = store.read_commit(path)
-        scenes = {group or "/": _describe(open_source(path, group=group)) for group in groups}
+    """A product or store as a JSON value; metadata only."""
+    if "://" in str(path) or is_store(Path(path)):
+        commit = store.read_commit(_folder(path))
+        scenes = {group or "/": _describe(open_source(path, group=group)) for group in _scene_groups(commit)}
         return {"path": str(path), "kind": "store", "identity": commit.get("identity"), "scenes": scenes}
-    return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in _sources(path).items()}}
+    sources = _sources(Path(path))
+    return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in sources.items()}}
+
+
+def _folder(path: str | Path) -> Folder:
+    """The files of a store of this machine, or of one behind a URL."""
+    if "://" not in str(path):
+        return Path(path)
+    from cubeloom.pipeline.remotes import open_folder
+
+    return open_folder(str(path))
 
 
 def _sources(path: Path) -> Mapping[str, Source]:
@@ -42,16 +49,11 @@ def _sources(path: Path) -> Mapping[str, Source]:
         return {detector: open_source(path, detector=detector) for detector in ("vnir", "swir")}
 
 
-def _store_specs(path: Path) -> Iterator[SceneSpec]:
-    import zarr
-
-    root = zarr.open_group(path, mode="r")
-    names = [name for name, node in root.members(max_depth=None) if isinstance(node, zarr.Group)]
-    scenes = ["", *sorted(name for name in names if f"{name}/band" in root and "overviews" not in name)]
-    for name in scenes:
-        from dataclasses import replace
-
-        yield replace(open_source(path, group=name).spec, group=name)
+def _scene_groups(commit: Mapping[str, Any]) -> list[str]:
+    """Groups of a store that hold a Scene, the native grid's, which has no name, first; without overviews."""
+    tail = "band/zarr.json"
+    groups = (key.removesuffix(tail).rstrip("/") for key in commit["metadata"] if f"/{key}".endswith(f"/{tail}"))
+    return sorted(group for group in groups if "overviews" not in group)
 
 
 def _describe(source: Source) -> dict[str, Any]:
@@ -132,15 +134,16 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def validate_path(path: Path) -> Iterator[str]:
+def validate_path(path: str | Path) -> Iterator[str]:
     """Check a store, or a catalog with the stores its items point to; one line for each thing that holds.
 
     Raises:
         InputError, StoreError: the first thing that does not hold; for a catalog, after all were checked.
     """
-    if is_store(path):
+    if "://" in str(path) or is_store(Path(path)):
         yield from _validate_store(path)
         return
+    path = Path(path)
     from cubeloom.catalogs.items import read_catalog
     from cubeloom.catalogs.validate import validate_catalog
 
@@ -151,28 +154,37 @@ def validate_path(path: Path) -> Iterator[str]:
     yield f"{document}: {validate_catalog(document)} STAC objects are valid"
     broken = []
     for item in read_catalog(document):
-        if not is_store(item.product_path):
+        product = item.store
+        if product is None or "commit" not in item.assets:  # not made here
             continue
         try:
-            _require_recorded(item)
-            yield from _validate_store(item.product_path)
+            _require_recorded(item, product)
+            yield from _validate_store(product)
         except CubeloomError as error:
             broken.append(str(error))
     if broken:
         raise StoreError("\n".join(broken))
 
 
-def _require_recorded(item: "CatalogItem") -> None:
+def _require_recorded(item: "CatalogItem", product: str | Path) -> None:
     """The commit record must be the one that the item names: everything else is checked against it."""
-    record = item.product_path / store.COMMIT
-    known = item.assets["commit"].checksum if "commit" in item.assets else ""
-    if known and record.is_file() and not known.endswith(hashlib.sha256(record.read_bytes()).hexdigest()):
-        raise StoreError(f"{record} is not the one that {item.self_path} names; its bytes were changed after writing")
+    known = item.assets["commit"].checksum
+    try:
+        record = (_folder(product) / store.COMMIT).read_bytes()
+    except FileNotFoundError:
+        return  # which is said when the store is checked
+    if known and not known.endswith(hashlib.sha256(record).hexdigest()):
+        raise StoreError(
+            f"{product}: {store.COMMIT} is not the one that {item.self_path} names; its bytes were changed after writing"
+        )
 
 
-def _validate_store(path: Path) -> Iterator[str]:
-    counts = store.verify(path)
+def _validate_store(path: str | Path) -> Iterator[str]:
+    folder = _folder(path)
+    counts = store.verify(folder)
     yield f"{path}: {counts['chunks']} chunks ({counts['empty']} empty) and {counts['metadata']} metadata files match"
-    for spec in _store_specs(path):
-        validate_scene(open_scene(path, group=spec.group))
-        yield f"{path}: group {spec.group or '/'} is a Scene of {len(spec.bands)} bands, {', '.join(spec.variables)}"
+    for group in _scene_groups(store.read_commit(folder)):
+        scene = open_scene(path, group=group)
+        validate_scene(scene)
+        spec = spec_of(scene)
+        yield f"{path}: group {group or '/'} is a Scene of {len(spec.bands)} bands, {', '.join(spec.variables)}"

@@ -7,6 +7,7 @@ import pytest
 
 import cubeloom
 from cubeloom.catalogs.items import read_catalog
+from cubeloom.errors import StoreError
 from cubeloom.pipeline.store import COMMIT
 from cubeloom.workflows.inspect import validate_path
 from cubeloom.workflows.layout import Layout
@@ -63,6 +64,8 @@ def test_what_is_published_is_there_and_is_not_made_again(keep_local, server, li
         assert scene.product.exists() == keep_local
     report = report_run(result)
     assert "cannot be shown" not in report.read_text()
+    whole = [line.partition(": ")[0] for line in validate_path(out) if "chunks" in line]
+    assert whole == sorted(str(scene.product) if keep_local else scene.href for scene in result.scenes)
 
     link.asked.clear()
     again = run(workflow(), small.items, out, options)
@@ -101,9 +104,26 @@ def test_commands_take_the_url_of_a_product(link, url, small, workflow, cli, tmp
     (scene,) = run(workflow(), small.items[:1], tmp_path / "out", RunOptions(2, publish_to=url)).scenes
     described = json.loads(cli("info", scene.href, "--json").out)
     assert described["path"] == scene.href
-    assert described["scenes"] == {"/": json.loads(cli("info", scene.product, "--json").out)["scenes"]["/"]}
+    assert described["scenes"] == json.loads(cli("info", scene.product, "--json").out)["scenes"]
+    checked = cli("validate", scene.href)
+    assert checked.out.replace(scene.href, str(scene.product)) == cli("validate", scene.product).out
+    assert cli("export", scene.href, tmp_path / "there.tif").code == 0
+    assert cli("export", scene.product, tmp_path / "here.tif").code == 0
+    assert (tmp_path / "there.tif").read_bytes() == (tmp_path / "here.tif").read_bytes()
     assert cli("ingest", scene.href, tmp_path / "copy.zarr").code == 0
     assert cubeloom.open_scene(tmp_path / "copy.zarr").identical(cubeloom.open_scene(scene.product))
+
+
+def test_a_changed_chunk_there_is_found(server, link, url, small, workflow, tmp_path):
+    out = tmp_path / "out"
+    run(workflow(), small.items[:2], out, RunOptions(2, publish_to=url, keep_local=False))
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    name = next(name for name in objects(server, url) if "/c/" in name)
+    server.client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=b"else")
+    with pytest.raises(StoreError, match="does not match") as caught:
+        list(validate_path(out))
+    assert str(caught.value).count("is damaged") == 1
+    assert name.rpartition(".zarr/")[2] in str(caught.value)
 
 
 def test_a_store_that_fails_is_tried_again_and_nothing_is_computed_twice(server, link, url, small, workflow, tmp_path):
