@@ -175,7 +175,8 @@ def _require_recorded(item: "CatalogItem", product: str | Path) -> None:
         return  # which is said when the store is checked
     if known and not known.endswith(hashlib.sha256(record).hexdigest()):
         raise StoreError(
-            f"{product}: {store.COMMIT} is not the one that {item.self_path} names; its bytes were changed after writing"
+            f"{product}: {store.COMMIT} is not the one that {item.self_path} names; its bytes were changed after "
+            "writing"
         )
 
 
