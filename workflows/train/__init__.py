@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING
 from .classifier import TrainingReport, train_classifier
 from .denoiser_recipe import DenoiserRecipe
 from .recipe import ClassifierRecipe, load_recipe
+from .tune_recipe import TuneRecipe
 
 if TYPE_CHECKING:
     from .loop import LoopReport
 
-__all__ = ["ClassifierRecipe", "DenoiserRecipe", "TrainingReport", "load_recipe", "train", "train_classifier"]
+__all__ = [
+    "ClassifierRecipe",
+    "DenoiserRecipe",
+    "TrainingReport",
+    "TuneRecipe",
+    "load_recipe",
+    "train",
+    "train_classifier",
+]
 
 
 def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) -> "TrainingReport | LoopReport":
     """Train what a recipe file describes and save it.
 
     Args:
-        recipe: a YAML file (see `ClassifierRecipe` and `DenoiserRecipe`); its paths are relative to itself.
+        recipe: a YAML file (see the class of its kind in `recipe.KINDS`); its paths are relative to itself.
         out: the file to write.
         say: takes lines on the progress, for a person.
 
@@ -29,6 +38,10 @@ def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) 
     loaded = load_recipe(recipe)
     if isinstance(loaded, ClassifierRecipe):
         return train_classifier(loaded, out)
+    if isinstance(loaded, TuneRecipe):
+        from .tune import train_tune
+
+        return train_tune(loaded, out, say)
     from .denoiser import train_denoiser
 
     return train_denoiser(loaded, out, say)

@@ -12,6 +12,7 @@ from cubeloom.untrusted import read_yaml
 
 from .denoiser_recipe import DenoiserRecipe
 from .labels_recipe import ClassTable, LabelledScene, Split
+from .tune_recipe import TuneRecipe
 
 
 class _Part(BaseModel):
@@ -74,10 +75,11 @@ class ClassifierRecipe(_Part):
         return self.model_copy(update={"scenes": tuple(scene.beside(folder) for scene in self.scenes)})
 
 
-Recipe = ClassifierRecipe | DenoiserRecipe
-KINDS: dict[str, type[ClassifierRecipe] | type[DenoiserRecipe]] = {
+Recipe = ClassifierRecipe | DenoiserRecipe | TuneRecipe
+KINDS: dict[str, type[ClassifierRecipe] | type[DenoiserRecipe] | type[TuneRecipe]] = {
     "classifier": ClassifierRecipe,
     "denoiser": DenoiserRecipe,
+    "tune": TuneRecipe,
 }
 
 

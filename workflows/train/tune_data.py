@@ -1,0 +1,180 @@
+"""What a backbone is tuned on: tiles to learn from, to choose weights by and to test with, and their channels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeloom.errors import InputError
+from cubeloom.models.cards import Card, CardClass, InputBands
+from cubeloom.workflows.schema import Workflow
+
+from .labelled import LabelledImage, read_images
+from .labels_recipe import PixelSplit
+from .split import split_pixels
+from .tune_recipe import ScenesPart, TuneRecipe
+from .tune_tiles import Area, GridTiles, SceneTiles, Tiles, area
+
+BoolArray = npt.NDArray[np.bool_]
+_CHANNELS = ("sensor", "wavelengths_nm", "variable", "units", "bands", "input_bands", "mean", "std")
+"""Fields of a card that say what a network sees."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuneData:
+    """Tiles and what they are of.
+
+    Attributes:
+        train: to learn from.
+        validation: to choose weights by.
+        test: that decide nothing; None for none.
+        channels: fields of a card that say what the network sees.
+        classes: in the order of the logits.
+        outputs: names of regressed values.
+        counts: pixels (or tiles) of each class in `train`; None for values.
+        facts: of the data, for the card.
+    """
+
+    train: Tiles
+    validation: Tiles
+    test: Tiles | None
+    channels: Mapping[str, Any]
+    classes: tuple[CardClass, ...] = ()
+    outputs: tuple[str, ...] = ()
+    counts: npt.NDArray[np.int64] | None = None
+    facts: Mapping[str, Any] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes or values."""
+        return self.outputs or tuple(one.name for one in self.classes)
+
+
+def tune_data(recipe: TuneRecipe, base: Card) -> TuneData:
+    """The data of a recipe.
+
+    Args:
+        recipe: what to read.
+        base: card of the backbone.
+
+    Raises:
+        InputError: data that cannot be used.
+        ModelError: their bands do not cover those of the backbone.
+    """
+    if recipe.scenes is not None:
+        return _of_scenes(recipe, recipe.scenes, base)
+    from .earth_tiles import earth_data
+
+    return earth_data(recipe, base)
+
+
+def is_trained(recipe: TuneRecipe) -> bool:
+    """Whether the backbone comes with weights, whose channels the data must then be brought to."""
+    return recipe.weights is not None or "." in recipe.backbone
+
+
+def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
+    stages = Workflow(name="tuning", steps=part.steps).stages()
+    sources = (*part.train, *part.validation, *part.test)
+    images = read_images(sources, part.classes, stages=stages, variable=part.variable, usable=False)
+    learnt = images[: len(part.train)]
+    held = images[len(part.train) : len(part.train) + len(part.validation)]
+    tested = images[len(part.train) + len(part.validation) :]
+    channels = _of_backbone(base, learnt[0]) if is_trained(recipe) else _of_images(learnt)
+    seen = base.model_copy(update=dict(channels))
+    masks = [_masks(image, part) for image in learnt]
+    areas = [area(image, seen) for image in learnt]
+    train = SceneTiles(
+        [one.within(mask.train) for one, mask in zip(areas, masks, strict=True)],
+        [mask.validation | mask.test for mask in masks],
+        recipe.tile_px,
+    )
+    validation = _grid(held, seen) or [one.within(mask.validation) for one, mask in zip(areas, masks, strict=True)]
+    test = _grid(tested, seen) or [one.within(mask.test) for one, mask in zip(areas, masks, strict=True)]
+    split = {
+        "test": _split_fact(part.test, part.split),
+        "validation": _split_fact(part.validation, part.validation_split),
+    }
+    return TuneData(
+        train,
+        GridTiles(validation, recipe.tile_px),
+        GridTiles(test, recipe.tile_px),
+        channels,
+        classes=learnt[0].classes,
+        counts=train.class_counts(len(learnt[0].classes)),
+        facts={"sources": [dict(image.source) for image in images], "split": split},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """Labelled pixels of an image that learn, choose and test, `(y, x)` each."""
+
+    train: BoolArray
+    validation: BoolArray
+    test: BoolArray
+
+
+def _masks(image: LabelledImage, part: ScenesPart) -> _Masks:
+    labelled, none = image.labels > 0, np.zeros(image.shape, bool)
+    train, test = (labelled, none) if part.test else _divided(image, labelled, part.split)
+    train, validation = (train, none) if part.validation else _divided(image, train, part.validation_split)
+    return _Masks(train, validation, test)
+
+
+def _divided(image: LabelledImage, among: BoolArray, split: PixelSplit) -> tuple[BoolArray, BoolArray]:
+    parts = split_pixels(replace(image, labels=np.where(among, image.labels, 0).astype(np.uint8)), split)
+    return parts.train, parts.test
+
+
+def _grid(images: Sequence[LabelledImage], card: Card) -> list[Area]:
+    return [area(image, card) for image in images]
+
+
+def _split_fact(scenes: Sequence[object], split: PixelSplit) -> Any:  # noqa: ANN401 - JSON
+    return f"{len(scenes)} other scenes" if scenes else split.model_dump(mode="json")
+
+
+def _of_backbone(base: Card, image: LabelledImage) -> Mapping[str, Any]:
+    """The channels that the backbone was trained on.
+
+    Raises:
+        InputError: the image is of another quantity.
+    """
+    if base.units is not None and image.units and image.units != base.units:
+        raise InputError(
+            f"{image.name}: in units of {image.units!r}, the backbone {base.name} was trained on {base.units!r}; take "
+            "another cube (variable), or an untrained backbone"
+        )
+    return {**{name: getattr(base, name) for name in _CHANNELS}, "variable": image.variable or base.variable}
+
+
+def _of_images(images: Sequence[LabelledImage]) -> Mapping[str, Any]:
+    """Channels for a network that has seen none: the usable bands of the images, standardised by their pixels."""
+    first = images[0]
+    usable = np.ones(len(first.cube), bool) if first.bands is None else first.bands.good & first.bands.preferred
+    pixels = np.concatenate([image.cube[usable][:, image.valid] for image in images], axis=1).astype(np.float64)
+    fields: dict[str, Any] = {
+        "sensor": first.sensor or None,
+        "variable": first.variable or None,
+        "units": first.units or None,
+        "bands": int(usable.sum()),
+        "mean": tuple(np.nanmean(pixels, axis=1).tolist()),
+        "std": tuple(np.maximum(np.nanstd(pixels, axis=1), 1e-6).tolist()),
+        "input_bands": None,
+        "wavelengths_nm": None,
+    }
+    if first.bands is None:
+        return fields
+    bands = first.bands.take(usable)
+    return {
+        **fields,
+        "input_bands": InputBands(
+            numbers=tuple(bands.number.tolist()),
+            wavelengths_nm=tuple(bands.wavelength.tolist()),
+            fwhm_nm=tuple(bands.fwhm.tolist()),
+        ),
+        "wavelengths_nm": (float(bands.wavelength.min()), float(bands.wavelength.max())),
+    }

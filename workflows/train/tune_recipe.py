@@ -1,0 +1,231 @@
+"""Recipes that tune a spectral backbone, with a head, to a task; no torch here, so that recipes are read quickly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .labels_recipe import ClassTable, LabelledScene, PixelSplit
+from .loop_part import Count, Fraction, LoopPart, Positive
+
+TuneTask = Literal["segment", "classify", "multilabel", "regress"]
+Head = Literal["conv", "fcn", "upernet", "linear"]
+EarthSetName = Literal[
+    "cdl", "nlcd", "eurocrops", "bdforet", "treemap", "bnetd", "corine", "desis_cdl", "eo1_cdl", "hyperview"
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraPart(_Part):
+    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685) on the attention of a vision transformer.
+
+    Attributes:
+        rank: of the matrices that are added to the weights.
+        alpha: they are scaled by `alpha / rank`.
+        dropout: of their input, in training.
+        targets: linear layers of the attention that get one.
+        adapter: train the spectral adapter as well.
+    """
+
+    rank: Count = 8
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[Literal["qkv", "proj"], ...], Field(min_length=1)] = ("qkv", "proj")
+    adapter: bool = False
+
+
+class AugmentPart(_Part):
+    """What is done at random to a tile before the network sees it.
+
+    Attributes:
+        crop_scale: share of the tile's area that is cut out and brought to the tile's size.
+        flips: left to right and top to bottom, each in half of the tiles.
+        drop_bands: largest share of the channels that are set to their mean; how many is drawn for each tile, so that
+            a scene that lacks bands is no surprise.
+        noise: largest standard deviation of white noise, in units of a channel's own; drawn for each tile.
+    """
+
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (1.0, 1.0)
+    flips: bool = True
+    drop_bands: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale is a range from low to high; found {list(self.crop_scale)}")
+        return self
+
+
+class EarthPart(_Part):
+    """One of the nine downstream sets of SpectralEarth (Braham et al. 2024), or HyperView, as they are handed out.
+
+    Attributes:
+        set: which.
+        root: the folder with `{set}/{images}/{patch}/{scene}.tif`.
+        splits: the folder with `train.txt`, `val.txt` and `test.txt`; None for where the set keeps them.
+        split: `published`, whose parts share scenes, or `scenes`, with no scene in two parts.
+        fraction: share of the training tiles to learn from.
+    """
+
+    set: EarthSetName
+    root: Path
+    splits: Path | None = None
+    split: Literal["published", "scenes"] = "published"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def beside(self, folder: Path) -> "EarthPart":
+        """The same with paths relative to `folder`."""
+        return self.model_copy(update={"root": folder / self.root, "splits": self.splits and folder / self.splits})
+
+
+class ScenesPart(_Part):
+    """Labelled scenes, of which tiles are cut.
+
+    Attributes:
+        train: scenes to learn from.
+        validation: scenes that choose the weights; where there are none, areas of the training scenes.
+        test: scenes that nothing else has seen; where there are none, the test areas of the training scenes.
+        split: which areas of a training scene test; no training tile holds a pixel of them.
+        validation_split: which areas of what then trains choose the weights.
+        classes: name and colour of every class value.
+        steps: stages that run on the scenes before, written as in a workflow.
+        variable: the cube to learn from; None for what the last step made.
+    """
+
+    train: Annotated[tuple[LabelledScene, ...], Field(min_length=1)]
+    validation: tuple[LabelledScene, ...] = ()
+    test: tuple[LabelledScene, ...] = ()
+    split: PixelSplit = PixelSplit(block_px=64, test_fraction=0.2)
+    validation_split: PixelSplit = PixelSplit(block_px=64, test_fraction=0.2, seed=1)
+    classes: Annotated[ClassTable, Field(min_length=2)]
+    steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    variable: str | None = None
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        places = [scene.scene for scene in (*self.train, *self.validation, *self.test)]
+        shared = sorted({str(place) for place in places if places.count(place) > 1})
+        if shared:
+            raise ValueError(
+                f"{', '.join(shared)} stands in more than one place; what trains, validates and tests differ"
+            )
+        for name in ("split", "validation_split"):
+            if not getattr(self, name).apart:
+                raise ValueError(f"{name}.method random puts test pixels into training tiles; choose blocks or tiles")
+        return self
+
+    def beside(self, folder: Path) -> "ScenesPart":
+        """The same with paths relative to `folder`."""
+        moved = {
+            name: tuple(one.beside(folder) for one in getattr(self, name)) for name in ("train", "validation", "test")
+        }
+        return self.model_copy(update=moved)
+
+
+class TuneRecipe(LoopPart):
+    """How to tune a backbone, with a head, to a task.
+
+    The defaults are those of SpectralEarth's downstream training (Braham et al. 2024), but for batch norms that are
+    not trained: here they keep their statistics.
+
+    Attributes:
+        task: `segment` gives every pixel a class, `classify` the whole tile one (the most frequent of its pixels),
+            `multilabel` those of all its pixels, `regress` values.
+        backbone: family, or family and tag of weights that are shipped. A family without `weights` is untrained.
+        weights: of the backbone: a file or `hf:owner/repo/file@sha256`.
+        settings: of the backbone's architecture.
+        head: for `segment`: `conv` upsamples in steps, `fcn` and `linear` at once, `upernet` joins several levels.
+        tune: what of the backbone learns: nothing (`frozen`), its spectral `adapter`, that and the `first_n` stages or
+            blocks, all (`full`), or low-rank additions to its attention (`lora`).
+        first: how many, with `first_n`.
+        lora: with `lora`.
+        backbone_rate: learning rate of the backbone, relative to the head's.
+        drifting_norms: let batch norms that do not learn follow the new data's statistics, as the published code does.
+        earth: a set of SpectralEarth to learn from; or
+        scenes: labelled scenes.
+        tile_px: side of a tile, px.
+        batch: tiles of a step.
+        balance: 0 counts every pixel (or label) alike, 1 every class; between, weights are (class size) ** -balance.
+        augment: what is done at random to a training tile.
+        validate_every: steps.
+        best_by: what of the validation decides which weights are saved; by default the least loss.
+        about: card fields that the recipe alone can know.
+    """
+
+    kind: Literal["tune"]
+    task: TuneTask = "segment"
+    backbone: str = "spectral_vit_nano"
+    weights: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    head: Head = "conv"
+    tune: Literal["frozen", "adapter", "first_n", "full", "lora"] = "adapter"
+    first: Count = 1
+    lora: LoraPart = LoraPart()
+    backbone_rate: Positive = 1.0
+    drifting_norms: bool = False
+    earth: EarthPart | None = None
+    scenes: ScenesPart | None = None
+    tile_px: Count = 128
+    batch: Count = 8
+    balance: Fraction = 0.0
+    augment: AugmentPart = AugmentPart()
+    steps: Count = 10_000
+    learning_rate: Positive = 1e-3
+    schedule: Literal["one_cycle", "cosine", "multistep", "poly", "constant"] = "cosine"
+    warmup: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    validate_every: Count = 200
+    best_by: Literal["loss", "overall_accuracy", "macro_f1", "micro_f1", "macro_iou", "micro_map", "macro_map"] = "loss"
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        if (self.earth is None) == (self.scenes is None):
+            yield "give either earth, a set of SpectralEarth, or scenes, labelled scenes of your own"
+        if self.tune != "first_n" and "first" in self.model_fields_set:
+            yield f"first is for tune first_n, not {self.tune}; leave it out"
+        if self.tune != "lora" and "lora" in self.model_fields_set:
+            yield f"lora is for tune lora, not {self.tune}; leave it out"
+        if self.task != "segment" and "head" in self.model_fields_set:
+            yield f"head is for task segment, not {self.task}; leave it out"
+        if self.task == "regress" and self.scenes is not None:
+            yield "scenes have classes and no values to regress; choose another task, or earth with hyperview"
+        known = BEST_BY[self.task]
+        if self.best_by not in known:
+            yield f"best_by {self.best_by} is not measured with task {self.task}; expected {', '.join(known)}"
+
+    def beside(self, folder: Path) -> "TuneRecipe":
+        """The recipe with absolute paths, where those it was written with are relative to `folder`."""
+        folder = folder.resolve()
+        update: dict[str, Any] = {
+            "earth": self.earth and self.earth.beside(folder),
+            "scenes": self.scenes and self.scenes.beside(folder),
+        }
+        if self.weights and self.weights != "builtin" and not self.weights.startswith("hf:"):
+            update["weights"] = str(folder / self.weights)
+        return self.model_copy(update=update)
+
+    def described(self) -> dict[str, Any]:
+        """What the recipe says, for a card: files by their names alone, wherever they lie."""
+        return {**super().described(), "weights": self.weights and Path(self.weights).name}
+
+
+_OF_CLASSES = ("loss", "overall_accuracy", "macro_f1", "macro_iou")
+BEST_BY: dict[TuneTask, tuple[str, ...]] = {
+    "segment": _OF_CLASSES,
+    "classify": _OF_CLASSES,
+    "multilabel": ("loss", "micro_f1", "macro_f1", "micro_map", "macro_map"),
+    "regress": ("loss",),
+}
+"""Measures of the validation by which weights may be chosen."""
