@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .classifier import TrainingReport, train_classifier
 from .denoiser_recipe import DenoiserRecipe
+from .freenet_recipe import FreenetRecipe
 from .recipe import ClassifierRecipe, load_recipe
 from .tune_recipe import TuneRecipe
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassifierRecipe",
     "DenoiserRecipe",
+    "FreenetRecipe",
     "TrainingReport",
     "TuneRecipe",
     "load_recipe",
@@ -38,6 +40,10 @@ def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) 
     loaded = load_recipe(recipe)
     if isinstance(loaded, ClassifierRecipe):
         return train_classifier(loaded, out)
+    if isinstance(loaded, FreenetRecipe):
+        from .freenet import train_freenet
+
+        return train_freenet(loaded, out, say)
     if isinstance(loaded, TuneRecipe):
         from .tune import train_tune
 

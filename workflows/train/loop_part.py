@@ -84,5 +84,5 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - values of a recipe, to values o
     if isinstance(value, Path):
         return value.name
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {str(key): _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value

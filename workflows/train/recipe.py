@@ -11,6 +11,7 @@ from cubeloom.pipeline.stages import explain
 from cubeloom.untrusted import read_yaml
 
 from .denoiser_recipe import DenoiserRecipe
+from .freenet_recipe import FreenetRecipe
 from .labels_recipe import ClassTable, LabelledScene, Split
 from .tune_recipe import TuneRecipe
 
@@ -75,10 +76,11 @@ class ClassifierRecipe(_Part):
         return self.model_copy(update={"scenes": tuple(scene.beside(folder) for scene in self.scenes)})
 
 
-Recipe = ClassifierRecipe | DenoiserRecipe | TuneRecipe
-KINDS: dict[str, type[ClassifierRecipe] | type[DenoiserRecipe] | type[TuneRecipe]] = {
+Recipe = ClassifierRecipe | DenoiserRecipe | FreenetRecipe | TuneRecipe
+KINDS: dict[str, type[Recipe]] = {
     "classifier": ClassifierRecipe,
     "denoiser": DenoiserRecipe,
+    "freenet": FreenetRecipe,
     "tune": TuneRecipe,
 }
 
