@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .classifier import TrainingReport, train_classifier
 from .denoiser_recipe import DenoiserRecipe
 from .freenet_recipe import FreenetRecipe
+from .pretrain_recipe import PretrainRecipe
 from .recipe import ClassifierRecipe, load_recipe
 from .tune_recipe import TuneRecipe
 
@@ -17,6 +18,7 @@ __all__ = [
     "ClassifierRecipe",
     "DenoiserRecipe",
     "FreenetRecipe",
+    "PretrainRecipe",
     "TrainingReport",
     "TuneRecipe",
     "load_recipe",
@@ -48,6 +50,10 @@ def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) 
         from .tune import train_tune
 
         return train_tune(loaded, out, say)
+    if isinstance(loaded, PretrainRecipe):
+        from .pretrain import pretrain
+
+        return pretrain(loaded, out, say)
     from .denoiser import train_denoiser
 
     return train_denoiser(loaded, out, say)

@@ -134,7 +134,8 @@ class LoopReport:
         """For a terminal."""
         scores = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         if self.step >= self.steps:
-            return f"{self.path}  sha256 {self.sha256[:12]}\n{self.step} steps in {self.hours:.2f} h\n{scores}"
+            done = f"{self.path}  sha256 {self.sha256[:12]}\n{self.step} steps in {self.hours:.2f} h\n{scores}"
+            return done.rstrip()
         return (
             f"stopped after step {self.step} of {self.steps}, {self.hours:.2f} h; the same command goes on from there"
         )

@@ -13,6 +13,7 @@ from cubeloom.untrusted import read_yaml
 from .denoiser_recipe import DenoiserRecipe
 from .freenet_recipe import FreenetRecipe
 from .labels_recipe import ClassTable, LabelledScene, Split
+from .pretrain_recipe import PretrainRecipe
 from .tune_recipe import TuneRecipe
 
 
@@ -76,11 +77,12 @@ class ClassifierRecipe(_Part):
         return self.model_copy(update={"scenes": tuple(scene.beside(folder) for scene in self.scenes)})
 
 
-Recipe = ClassifierRecipe | DenoiserRecipe | FreenetRecipe | TuneRecipe
+Recipe = ClassifierRecipe | DenoiserRecipe | FreenetRecipe | PretrainRecipe | TuneRecipe
 KINDS: dict[str, type[Recipe]] = {
     "classifier": ClassifierRecipe,
     "denoiser": DenoiserRecipe,
     "freenet": FreenetRecipe,
+    "pretrain": PretrainRecipe,
     "tune": TuneRecipe,
 }
 

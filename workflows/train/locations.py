@@ -1,0 +1,206 @@
+"""Places on Earth with an image of each date, for pretraining: SpectralEarth's files, scenes, and simulated places."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cubeloom.errors import ConfigError, InputError
+from cubeloom.models.cards import Card
+from cubeloom.pipeline.band_input import BandInput
+from cubeloom.pipeline.readers import open_scene
+from cubeloom.pipeline.scene import spec_of
+
+from .earth_layout import EarthPatch, find_patches, read_patch
+from .pretrain_recipe import PretrainData, SimulatedDates
+from .simulated_dates import band_table, simulate_dates
+
+Float32Array = npt.NDArray[np.float32]
+FloatImages = npt.NDArray[np.floating[Any]]
+
+_LEAST_VALID = 0.5
+"""Share of a block's pixels that must have values."""
+_BLOCKS = 2
+"""Edge of the squares that scenes are cut into, in edges of what views are cropped from."""
+
+
+class Locations(Protocol):
+    """Places by number."""
+
+    def __len__(self) -> int: ...
+
+    def dates(self, index: int) -> int:
+        """How many images there are of a place."""
+        ...
+
+    def read(self, index: int, date: int) -> FloatImages:
+        """One of them as the network takes it: `(band, y, x)`, standardised, finite."""
+        ...
+
+
+@dataclass(frozen=True)
+class EarthLocations:
+    """SpectralEarth's patches, standardised as they are read.
+
+    Attributes:
+        patches: the places.
+        card: of the network.
+    """
+
+    patches: tuple[EarthPatch, ...]
+    card: Card
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def dates(self, index: int) -> int:
+        """How many images there are of a place."""
+        return len(self.patches[index].dates)
+
+    def read(self, index: int, date: int) -> Float32Array:
+        """One of them, `(band, y, x)`, finite."""
+        return standardised(read_patch(self.patches[index].dates[date], len(self.card.mean)), self.card)
+
+
+@dataclass(frozen=True)
+class StoredLocations:
+    """Standardised images in files of NumPy, float16, mapped when they are read.
+
+    Attributes:
+        files: of each place, one a date.
+    """
+
+    files: tuple[tuple[Path, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def dates(self, index: int) -> int:
+        """How many images there are of a place."""
+        return len(self.files[index])
+
+    def read(self, index: int, date: int) -> FloatImages:
+        """One of them, `(band, y, x)`, finite."""
+        image: FloatImages = np.load(self.files[index][date], mmap_mode="r", allow_pickle=False)
+        return image
+
+
+@dataclass(frozen=True)
+class Several:
+    """The places of several sources, one after another."""
+
+    parts: tuple[Locations, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def dates(self, index: int) -> int:
+        """How many images there are of a place."""
+        part, index = self._find(index)
+        return part.dates(index)
+
+    def read(self, index: int, date: int) -> FloatImages:
+        """One of them, `(band, y, x)`."""
+        part, index = self._find(index)
+        return part.read(index, date)
+
+    def _find(self, index: int) -> tuple[Locations, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
+def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> Locations:
+    """The places of a recipe, their images standardised as the card has it.
+
+    Args:
+        data: which.
+        card: of the network; its bands, mean and std.
+        edge: px that an image must have at least.
+        folder: where scenes and simulated places are kept for the next time.
+
+    Raises:
+        ConfigError: the card does not say what the network sees.
+        InputError: an image that cannot be used.
+    """
+    if card.input_bands is None or not card.mean:
+        raise ConfigError(f"model {card.name}: its card does not say which bands it sees, so it cannot be pretrained")
+    parts: list[Locations] = []
+    if data.earth is not None:
+        parts.append(EarthLocations(find_patches(data.earth), card))
+    parts += [_blocks(dates, card, edge, folder / f"scene_{number}") for number, dates in enumerate(data.scenes)]
+    if data.simulated is not None:
+        parts.append(_simulated(data.simulated, card, folder / "simulated"))
+    return Several(tuple(parts))
+
+
+def _simulated(wanted: SimulatedDates, card: Card, folder: Path) -> StoredLocations:
+    """Simulated places; those that an earlier call made are taken from their files."""
+    if card.input_bands is None:
+        raise ConfigError(f"model {card.name}: its card has no input_bands")
+    table, folder = band_table(card.input_bands), folder / f"{wanted.px}px_noise{wanted.noise:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    places = []
+    for seed in range(wanted.seed, wanted.seed + wanted.count):
+        files = tuple(folder / f"{seed}_{number}of{wanted.dates}.npy" for number in range(wanted.dates))
+        if not all(file.exists() for file in files):
+            for file, date in zip(
+                files, simulate_dates(seed, wanted.px, wanted.dates, table, wanted.noise), strict=True
+            ):
+                _write(file, standardised(date.cube, card))
+        places.append(files)
+    return StoredLocations(tuple(places))
+
+
+def _blocks(dates: Sequence[Path], card: Card, edge: int, folder: Path) -> StoredLocations:
+    """The squares of a scene, or of the scenes of several dates, that hold enough; each square is a place."""
+    if not folder.exists():
+        part = folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(dates):
+            _cut(path, card, edge, part, number)
+        part.rename(folder)
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.npy")):
+        found.setdefault(file.stem.rpartition("_")[0], []).append(file)
+    if not found:
+        raise InputError(f"{dates[0]}: no square of {edge} px has values in at least half of its pixels")
+    return StoredLocations(tuple(tuple(files) for files in found.values()))
+
+
+def _cut(path: Path, card: Card, edge: int, folder: Path, number: int) -> None:
+    """Write the squares of a scene as the network takes them."""
+    scene = open_scene(path)
+    spec = spec_of(scene)
+    cube = scene[card.variable or spec.subject]
+    bound = BandInput.of(card, spec.bands)
+    height, width = cube.shape[1:]
+    for row, col in product(_starts(height, edge), _starts(width, edge)):
+        values = np.asarray(cube[:, row : row + _BLOCKS * edge, col : col + _BLOCKS * edge], np.float32)
+        image, known = bound.prepared(values, np.isfinite(values).any(axis=0))
+        if known.mean() >= _LEAST_VALID:
+            _write(folder / f"{row:06d}_{col:06d}_{number}.npy", np.where(known, image, 0))
+
+
+def _starts(extent: int, edge: int) -> range:
+    """Where the squares of an axis begin, so that the last has `edge` px at least."""
+    return range(0, extent - edge + 1, _BLOCKS * edge)
+
+
+def _write(path: Path, image: FloatImages) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, image.astype(np.float16), allow_pickle=False)
+    part.replace(path)
+
+
+def standardised(image: FloatImages, card: Card) -> Float32Array:
+    """An image of a card's bands and units `(band, y, x)` as the network takes it: 0 where there is no value."""
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (card.mean, card.std))
+    return np.nan_to_num((image - mean) / std, nan=0.0).astype(np.float32)

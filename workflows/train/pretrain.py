@@ -1,0 +1,119 @@
+"""Pretrain a spectral backbone on images without labels, by a recipe."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from cubeloom.errors import ConfigError
+from cubeloom.models.cards import Card, problems
+from cubeloom.models.registry import create_model, model_card
+from cubeloom.models.spectral_networks import SpectralNetwork
+
+from .dino import DinoModule
+from .keeper import Say
+from .locations import load_locations
+from .loop import Batches, LoopReport, claim, finished_before, prepare, run_loop
+from .mae import MaeModule
+from .moco import MocoModule
+from .pretrain_module import PretrainModule
+from .pretrain_recipe import Dino, Mae, PretrainRecipe
+from .views import Views
+
+_OF_ONE_SIZE = ("spectral_vit_", "spectral_timm")
+"""Families, or beginnings of them, that are built for a size of image."""
+
+
+def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> LoopReport:
+    """Pretrain the backbone of a recipe, or go on where an earlier call stopped.
+
+    Args:
+        recipe: what to learn from, and how.
+        out: the `.safetensors` file to write, with the encoder alone. Its card and the log lie beside it; so does the
+            folder that training goes on from, `<name>.training`, which may be deleted in the end.
+        say: takes lines for a person.
+
+    Raises:
+        ConfigError: another recipe's training lies beside `out`, `out` has another suffix, or the method is not for
+            this network.
+        ModelError: no such family, or settings that it does not take.
+        InputError: images that cannot be used.
+    """
+    card = _card(recipe, out)
+    paths = claim(recipe, out)
+    if report := finished_before(recipe, paths):
+        return report
+    prepare(recipe)
+    module = _module(recipe, card)
+    locations = load_locations(recipe.data, card, recipe.edge, paths.folder / "images")
+    facts = {"places": len(locations), **({"note": recipe.about.note} if recipe.about.note else {})}
+    views = Views(locations, recipe, 1 if isinstance(recipe.method, Mae) else 2)
+    with _ahead(views, recipe.workers, recipe.steps) as batches:
+        return run_loop(module, batches, recipe, paths, card, facts=facts, say=say)
+
+
+def _module(recipe: PretrainRecipe, card: Card) -> PretrainModule:
+    """The network in training, drawn by the seed."""
+    network = create_model(recipe.model, recipe.weights, **_settings(recipe)).train()
+    if not isinstance(network, SpectralNetwork):
+        raise ConfigError(f"model {recipe.model} is no spectral backbone; see `cubeloom models` for spectral_*")
+    method = recipe.method
+    if isinstance(method, Mae):
+        return MaeModule(network, recipe, len(card.mean), method)
+    return DinoModule(network, recipe, method) if isinstance(method, Dino) else MocoModule(network, recipe, method)
+
+
+def _settings(recipe: PretrainRecipe) -> dict[str, Any]:
+    sized = {"image_size": recipe.size} if recipe.model.startswith(_OF_ONE_SIZE) else {}
+    return {**sized, **recipe.settings}
+
+
+def _card(recipe: PretrainRecipe, out: Path) -> Card:
+    """The card of the weights to come; an unfit one shows before any training."""
+    family = recipe.model.partition(".")[0]
+    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
+    fields = {
+        **model_card(recipe.model, recipe.weights, **_settings(recipe)).model_dump(),
+        "name": f"{family}.{tag}" if tag else family,
+        "family": family,
+        "tag": tag,
+        "task": "embed",
+        "tile": recipe.about.tile or recipe.size,
+        "licence": recipe.about.licence,
+    }
+    try:
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(f"{out}: {problems(error)}") from None
+
+
+@contextmanager
+def _ahead(batches: Views, workers: int, steps: int) -> Iterator[Batches]:
+    """The same batches, prepared ahead by threads."""
+    if not workers:
+        yield batches
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="views")
+    try:
+        yield _Ahead(batches.batch, pool, workers, steps)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Ahead:
+    """Batches of which the next ones are being made."""
+
+    def __init__(self, make: Callable[[int], Tensor], pool: ThreadPoolExecutor, count: int, steps: int) -> None:
+        self.make, self.pool, self.count, self.steps = make, pool, count, steps
+        self.coming: dict[int, Future[Tensor]] = {}
+
+    def batch(self, step: int) -> Tensor:
+        """The batch of a step."""
+        for number in range(step, min(step + self.count, self.steps)):
+            if number not in self.coming:
+                self.coming[number] = self.pool.submit(self.make, number)
+        return self.coming.pop(step).result()

@@ -1,0 +1,68 @@
+"""What the ways of pretraining share: their optimisers, and networks that follow those that learn."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from cubeloom.models.spectral_networks import SpectralNetwork
+
+from .loop import LoopModule
+from .pretrain_recipe import PretrainRecipe
+
+_INERTIA = 0.9
+"""Of stochastic gradient descent."""
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def follower(network: N) -> N:
+    """A copy that does not learn."""
+    return deepcopy(network).requires_grad_(False)
+
+
+class PretrainModule(LoopModule):
+    """An encoder in pretraining.
+
+    Args:
+        network: the encoder.
+        recipe: how.
+    """
+
+    network: SpectralNetwork
+    recipe: PretrainRecipe
+
+    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe) -> None:
+        super().__init__(network, recipe)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """As the recipe has it."""
+        recipe = self.recipe
+        if recipe.optimiser == "adam":
+            return super().optimiser()
+        return torch.optim.SGD(
+            self.learning(), lr=recipe.learning_rate, momentum=_INERTIA, weight_decay=recipe.weight_decay
+        )
+
+
+class FollowingModule(PretrainModule):
+    """A module some of whose networks follow others after each step of the optimiser."""
+
+    def pairs(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """Followers, each with whom it follows."""
+        raise NotImplementedError
+
+    def momentum(self, step: int) -> float:
+        """By which they follow."""
+        raise NotImplementedError
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """Follow what was learnt."""
+        step = self.global_step
+        super().optimizer_step(*args, **kwargs)
+        weight = 1 - self.momentum(step)
+        with torch.no_grad():
+            for slow, fast in self.pairs():
+                torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), weight)
