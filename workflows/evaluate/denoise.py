@@ -14,6 +14,7 @@ from cubeloom.pipeline import metrics
 from cubeloom.pipeline.simulate.noise import NOISES, PROTOCOL, add_noise
 
 from .cubes import CleanCube, digest
+from .environment import environment
 from .methods import Method
 
 Float32Array = npt.NDArray[np.float32]
@@ -113,7 +114,7 @@ class Evaluation:
         """The whole evaluation, for `results.json`."""
         return {
             "conventions": CONVENTIONS,
-            "environment": _environment(),
+            "environment": environment("numpy", "scipy", "scikit-image", "torch"),
             "seed": self.seed,
             "noises": list(self.noises),
             "methods": [method.describe() for method in self.methods],
@@ -234,21 +235,3 @@ def _shown(noises: Sequence[str]) -> tuple[str, ...]:
     """At most two kinds of noise for the figure: a Gaussian one and the hardest."""
     wanted = [noise for noise in ("gaussian50", "mixture") if noise in noises]
     return tuple(wanted or noises[-1:])
-
-
-def _environment() -> dict[str, Any]:
-    import os
-    import platform
-    from importlib.metadata import version
-
-    import cubeloom
-
-    packages = {name: version(name) for name in ("numpy", "scipy", "scikit-image", "torch")}
-    threads = {name: value for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if (value := os.environ.get(name))}
-    return {
-        "cubeloom": cubeloom.__version__,
-        "python": platform.python_version(),
-        **packages,
-        "cores": os.cpu_count(),
-        **threads,
-    }

@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#8a979e", "#c4845a", "#7a5c99", "#1d5f74", "#5a9a6e", "#b0444f", "#c9a227", "#3d6fb0")
-_MARKERS = "osD^vPX*"
+COLOURS = ("#8a979e", "#c4845a", "#7a5c99", "#1d5f74", "#5a9a6e", "#b0444f", "#c9a227", "#3d6fb0")
+MARKERS = "osD^vPX*"
 _SPACING = 0.12
 """How far the marks of two methods stand apart, of the distance of two kinds of noise."""
 
-_INK, _FAINT, _SHADE = "#1f2a30", "#c7cfd3", "#f2f4f3"
-_STYLE: Any = {
+INK, FAINT, SHADE = "#1f2a30", "#c7cfd3", "#f2f4f3"
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
+    "xtick.color": INK,
     "ytick.color": "#5d6a70",
     "xtick.major.size": 0,
 }
@@ -39,7 +39,7 @@ def write_figure(found: Evaluation, path: Path) -> None:
 
     shown = list(dict.fromkeys(picture.noise for picture in found.pictures))
     columns = max(sum(picture.noise == noise for picture in found.pictures) for noise in shown)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         width = max(9.0, 1.9 * columns + 0.6)
         picture_height = (width - 0.6) / columns * _aspect(found) + 0.25
         heights = [2.9, *[picture_height] * len(shown)]
@@ -74,12 +74,12 @@ def _charts(found: Evaluation, figure: "Figure") -> None:
 def _marks(found: Evaluation, axes: "Axes", metric: str, title: str) -> None:
     at = range(len(found.noises))
     for place in at[::2]:
-        axes.axvspan(place - 0.5, place + 0.5, color=_SHADE, lw=0, zorder=0)
+        axes.axvspan(place - 0.5, place + 0.5, color=SHADE, lw=0, zorder=0)
     axes.set_xlim(-0.5, len(found.noises) - 0.5)
     for number, method in enumerate(found.methods):
         means = [found.mean(metric, method.name, noise) for noise in found.noises]
         values = [np.nan if mean is None else mean for mean in means]
-        colour, mark = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        colour, mark = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         beside = _SPACING * (number - (len(found.methods) - 1) / 2)
         axes.plot([place + beside for place in at], values, ls="", ms=6, label=method.label, color=colour, marker=mark)
     axes.set_xticks(at, found.noises, rotation=35, ha="right", rotation_mode="anchor")
@@ -94,12 +94,12 @@ def _strip(found: Evaluation, pictures: list[Picture], figure: "Figure", columns
     for axis in axes:
         axis.set_axis_off()
     for axis, picture in zip(axes, pictures, strict=False):
-        axis.imshow(_stretched(picture.bands, low, high), interpolation="nearest")
+        axis.imshow(stretched(picture.bands, low, high), interpolation="nearest")
         axis.set_title(_caption(found, picture), fontsize=8.5)
     figure.suptitle(f"{pictures[0].cube}, {pictures[0].noise}", x=0.01, ha="left", fontsize=9, fontweight="bold")
 
 
-def _stretched(
+def stretched(
     bands: npt.NDArray[np.float32], low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Bands `(3, y, x)` as an image; white where there is no value."""

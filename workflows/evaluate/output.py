@@ -1,18 +1,34 @@
 """What an evaluation leaves on disk: numbers for scripts, a page for readers, a figure."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .denoise import Evaluation
 from .figure import write_figure
 from .tables import markdown
 
+Written = tuple[Path, Path, Path]
 
-def write_evaluation(found: Evaluation, out: Path) -> tuple[Path, Path, Path]:
+
+def write_evaluation(found: Evaluation, out: Path) -> Written:
     """Write `results.json`, `table.md` and `figure.png` into the folder `out`; those of an earlier one are replaced."""
+    return write_pages(out, found.to_json(), markdown(found), lambda path: write_figure(found, path))
+
+
+def write_pages(out: Path, results: Mapping[str, Any], page: str, draw: Callable[[Path], None]) -> Written:
+    """Write the three files of an evaluation, of whatever kind.
+
+    Args:
+        out: folder, made where it is missing.
+        results: numbers, for JSON.
+        page: Markdown.
+        draw: writes the figure to a path.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    results, table, figure = (out / name for name in ("results.json", "table.md", "figure.png"))
-    results.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    table.write_text(markdown(found), encoding="utf-8")
-    write_figure(found, figure)
-    return results, table, figure
+    numbers, table, figure = (out / name for name in ("results.json", "table.md", "figure.png"))
+    numbers.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    table.write_text(page, encoding="utf-8")
+    draw(figure)
+    return numbers, table, figure
