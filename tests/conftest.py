@@ -152,7 +152,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 SceneMaker = Callable[..., xr.Dataset]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_scene() -> SceneMaker:
     """A factory of small Scenes in memory: smooth reflectance with noise, background in one corner."""
 

@@ -78,7 +78,9 @@ def is_trained(recipe: TuneRecipe) -> bool:
 def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
     stages = Workflow(name="tuning", steps=part.steps).stages()
     sources = (*part.train, *part.validation, *part.test)
-    images = read_images(sources, part.classes, stages=stages, variable=part.variable, usable=False)
+    # Each with its own bands, the bad ones as well: a card's bands are taken from each by itself.
+    options: dict[str, Any] = {"stages": stages, "variable": part.variable, "usable": False}
+    images = [image for one in sources for image in read_images([one], part.classes, **options)]
     learnt = images[: len(part.train)]
     held = images[len(part.train) : len(part.train) + len(part.validation)]
     tested = images[len(part.train) + len(part.validation) :]
