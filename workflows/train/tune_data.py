@@ -75,6 +75,15 @@ def is_trained(recipe: TuneRecipe) -> bool:
     return recipe.weights is not None or "." in recipe.backbone
 
 
+def channels_of(recipe: TuneRecipe, base: Card, images: Sequence[LabelledImage]) -> Mapping[str, Any]:
+    """Fields of a card that say what the network sees: what a trained backbone was trained on, else what images have.
+
+    Raises:
+        InputError: the first image is of another quantity than a trained backbone takes.
+    """
+    return _of_backbone(base, images[0]) if is_trained(recipe) else _of_images(images)
+
+
 def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
     stages = Workflow(name="tuning", steps=part.steps).stages()
     sources = (*part.train, *part.validation, *part.test)
@@ -84,7 +93,7 @@ def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
     learnt = images[: len(part.train)]
     held = images[len(part.train) : len(part.train) + len(part.validation)]
     tested = images[len(part.train) + len(part.validation) :]
-    channels = _of_backbone(base, learnt[0]) if is_trained(recipe) else _of_images(learnt)
+    channels = channels_of(recipe, base, learnt)
     seen = base.model_copy(update=dict(channels))
     masks = [_masks(image, part) for image in learnt]
     areas = [area(image, seen) for image in learnt]
