@@ -12,6 +12,7 @@ from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card, card_path, problems, read_card
 from cubeloom.models.network import Network
 from cubeloom.models.registry import create_model, model_card, save_model
+from cubeloom.models.spectral_tasks import BLENDED
 
 from .keeper import Say
 from .loop import LoopModule, LoopPaths, LoopReport, claim, finished_before, prepare, run_loop
@@ -91,10 +92,10 @@ def encoder_of(network: nn.Module) -> Any:  # noqa: ANN401 - a SpectralNetwork
 
 def head_parts(network: nn.Module) -> list[nn.Module]:
     """What stands behind the backbone."""
-    encoder = encoder_of(network)
-    if encoder is not network:
-        return [part for part in network.children() if part is not encoder]
-    return [encoder.backbone.get_classifier()]
+    encoder = getattr(network, "encoder", None)
+    if encoder is None:
+        return [encoder_of(network).backbone.get_classifier()]
+    return [part for part in network.children() if part is not encoder]
 
 
 def _tuned_parts(encoder: Any, recipe: TuneRecipe) -> Iterator[nn.Module]:  # noqa: ANN401 - a SpectralNetwork
@@ -159,7 +160,7 @@ def train_tune(recipe: TuneRecipe, out: Path, say: Say = lambda _: None) -> Loop
         return done
     data = tune_data(recipe, model_card(recipe.backbone, recipe.weights, **recipe.settings))
     prepare(recipe)
-    network, card = _build(recipe, data, out)
+    network, card = build(recipe, data, out)
     module = TuneModule(network, recipe, loss_of(recipe.task, data.counts, recipe.balance))
     judge = BestKeeper(data.validation, recipe, data.names, paths.folder, lambda: int(module.global_step))
     if done is None:
@@ -180,7 +181,7 @@ def _learning_count(module: TuneModule) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
-def _build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]:
+def build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]:
     """The network of the task with the backbone's weights in it, and the card of what it will be."""
     base = model_card(recipe.backbone, recipe.weights, **recipe.settings)
     encoder = cast(Any, create_model(recipe.backbone, recipe.weights, **recipe.settings))
@@ -188,19 +189,17 @@ def _build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card
         raise ConfigError(
             f"backbone {recipe.backbone}: {base.family} is no spectral backbone, such as spectral_vit_nano"
         )
-    count, settings = len(data.names), {**base.settings, "num_classes": 0}
+    count = len(data.names)
+    settings: dict[str, Any] = {key: value for key, value in base.settings.items() if key != "num_classes"}
     encoder.reset_head(0)
-    whole = {"backbone": base.family, "backbone_settings": settings}
-    if recipe.task in ("classify", "multilabel"):
-        family, settings = base.family, {**settings, "num_classes": count}
-        network = encoder
-        network.reset_head(count)
-    else:
-        family = "spectral_segmenter" if recipe.task == "segment" else "spectral_regressor"
-        own = {"head": recipe.head, "num_classes": count} if recipe.task == "segment" else {"outputs": count}
-        settings = {**whole, **own}
-        network = create_model(family, **settings)
-        encoder_of(network).load_state_dict(encoder.state_dict())
+    behind: dict[str, Any] = {"backbone": base.family, "backbone_settings": settings}
+    family, settings = {
+        "segment": ("spectral_segmenter", {**behind, "head": recipe.head, "num_classes": count}),
+        "regress": ("spectral_regressor", {**behind, "outputs": count}),
+    }.get(recipe.task, (base.family, {**settings, "num_classes": count}))
+    network = create_model(family, None, **settings)
+    place = encoder_of(network)
+    place.load_state_dict({**place.state_dict(), **encoder.state_dict()})  # whose head is not of the backbone
     return network.train(), _card(recipe, data, family, settings, out)
 
 
@@ -215,6 +214,7 @@ def _card(recipe: TuneRecipe, data: TuneData, family: str, settings: Mapping[str
         "task": recipe.task,
         "licence": recipe.licence,
         "tile": recipe.tile_px,
+        "halo": recipe.tile_px // BLENDED if recipe.task == "segment" else 0,
         "classes": data.classes,
         "outputs": data.outputs,
     }
@@ -229,14 +229,14 @@ def _concluded(
 ) -> LoopReport:
     """Save the weights that were best in validation instead of the last ones, and what they score in the test."""
     card = read_card(card_path(paths.out))
-    network = judge.restore(create_model(card.family, **card.settings))
+    network = judge.restore(create_model(card.family, None, **card.settings))
     tested: dict[str, Any] = {}
     if data.test is not None:
         tested = evaluate(network.for_inference(), data.test, recipe.task, data.names)
     metrics = {**judge.metrics, **{f"test_{key}": float(value) for key, value in tested.items() if _single(value)}}
     training = {**card.training, "best_step": judge.step, "saved": f"the best {judge.by} in validation", "test": tested}
     saved = save_model(network, paths.out, card.model_copy(update={"training": training, "metrics": metrics}))
-    say(f"saved step {judge.step}, the best {judge.by} in validation ({judge.metrics[judge.by]:.4g})")
+    say(f"saved step {judge.step}, the best {judge.by} in validation ({judge.best:.4g})")
     return replace(done, sha256=saved.sha256, metrics=metrics)
 
 

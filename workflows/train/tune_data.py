@@ -1,13 +1,13 @@
 """What a backbone is tuned on: tiles to learn from, to choose weights by and to test with, and their channels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cubeloom.errors import InputError
+from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import Card, CardClass, InputBands
 from cubeloom.workflows.schema import Workflow
 
@@ -18,7 +18,7 @@ from .tune_recipe import ScenesPart, TuneRecipe
 from .tune_tiles import Area, GridTiles, SceneTiles, Tiles, area
 
 BoolArray = npt.NDArray[np.bool_]
-_CHANNELS = ("sensor", "wavelengths_nm", "variable", "units", "bands", "input_bands", "mean", "std")
+CHANNELS = ("sensor", "wavelengths_nm", "variable", "units", "bands", "input_bands", "mean", "std")
 """Fields of a card that say what a network sees."""
 
 
@@ -44,7 +44,7 @@ class TuneData:
     classes: tuple[CardClass, ...] = ()
     outputs: tuple[str, ...] = ()
     counts: npt.NDArray[np.int64] | None = None
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,9 +65,11 @@ def tune_data(recipe: TuneRecipe, base: Card) -> TuneData:
     """
     if recipe.scenes is not None:
         return _of_scenes(recipe, recipe.scenes, base)
-    from .earth_tiles import earth_data
+    if recipe.earth is None:
+        raise ConfigError("nothing to learn from: give earth or scenes")
+    from .earth_tiles import earth_data  # which builds on this module
 
-    return earth_data(recipe, base)
+    return earth_data(recipe, recipe.earth, base)
 
 
 def is_trained(recipe: TuneRecipe) -> bool:
@@ -159,7 +161,7 @@ def _of_backbone(base: Card, image: LabelledImage) -> Mapping[str, Any]:
             f"{image.name}: in units of {image.units!r}, the backbone {base.name} was trained on {base.units!r}; take "
             "another cube (variable), or an untrained backbone"
         )
-    return {**{name: getattr(base, name) for name in _CHANNELS}, "variable": image.variable or base.variable}
+    return {**{name: getattr(base, name) for name in CHANNELS}, "variable": image.variable or base.variable}
 
 
 def _of_images(images: Sequence[LabelledImage]) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ class LoraPart(_Part):
     """
 
     rank: Count = 8
-    alpha: Positive = 16
+    alpha: Count = 16
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[Literal["qkv", "proj"], ...], Field(min_length=1)] = ("qkv", "proj")
     adapter: bool = False

@@ -139,7 +139,7 @@ class BestKeeper:
     ) -> None:
         self.tiles, self.task, self.names, self.folder, self.now = tiles, recipe.task, names, folder, now
         self.every, self.by = recipe.validate_every, recipe.best_by
-        self.columns = BEST_BY[recipe.task]
+        self.columns = tuple(_column(name) for name in BEST_BY[recipe.task])
         self._note = folder / "best.json"
         kept: Mapping[str, Any] = load_json(self._note) if self._note.exists() else {}
         self.step: int | None = kept.get("step")
@@ -149,10 +149,15 @@ class BestKeeper:
     def score(self, network: nn.Module) -> dict[str, float]:
         """Measures of a network; where they are the best so far, its weights are kept."""
         found = evaluate(network, self.tiles, self.task, self.names)
-        metrics = {name: float(found[name]) for name in self.columns}
-        if self.step is None or self._better(metrics[self.by], self.metrics[self.by]):
+        metrics = {_column(name): float(found[name]) for name in BEST_BY[self.task]}
+        if self.step is None or self._better(metrics[_column(self.by)], self.best):
             self._keep(network, metrics)
         return metrics
+
+    @property
+    def best(self) -> float:
+        """The best value of what the recipe chooses by."""
+        return self.metrics[_column(self.by)]
 
     def restore(self, network: Network) -> Network:
         """Put the best weights into a network."""
@@ -177,3 +182,8 @@ class BestKeeper:
 
     def _weights(self, step: int | None) -> Path:
         return self.folder / f"best_{step:09d}.safetensors"
+
+
+def _column(name: str) -> str:
+    """What a measure of the validation is called beside those of the training."""
+    return "validation_loss" if name == "loss" else name
