@@ -64,7 +64,8 @@ class RasterInfo:
         shape: height and width, px.
         dtype: NumPy name of the type that holds every band.
         nodata: the file's own nodata value; None where it states none.
-        grid: CRS and transform; the CRS is None, and the transform the identity, where the file has no CRS.
+        grid: CRS and transform; the CRS is None, and the transform the identity, where the file has no CRS that says
+            where on Earth it lies.
         block: height and width, px, of the file's tiles or strips.
     """
 
@@ -85,7 +86,8 @@ def inspect(file: RasterFile) -> RasterInfo:
     dataset = handle(file)
     shape = (int(dataset.height), int(dataset.width))
     crs, transform = dataset.crs, dataset.transform
-    grid = GeoBox(shape, transform, crs.to_string()) if crs else GeoBox(shape, Affine.identity(), None)
+    on_earth = crs and (crs.is_projected or crs.is_geographic)  # and not of a drawing board or a building site
+    grid = GeoBox(shape, transform, crs.to_string()) if on_earth else GeoBox(shape, Affine.identity(), None)
     rows, cols = dataset.block_shapes[0]
     dtype = str(np.result_type(*set(dataset.dtypes)))
     return RasterInfo(dataset.count, shape, dtype, dataset.nodata, grid, (int(rows), int(cols)))

@@ -12,7 +12,7 @@ from cubeloom.pipeline.encoding import Packed
 from cubeloom.pipeline.grids import Window, whole
 from cubeloom.pipeline.readers import open_scene, open_source
 from cubeloom.pipeline.readers.base import values
-from cubeloom.pipeline.scene import validate_scene
+from cubeloom.pipeline.scene import spec_of, validate_scene
 
 WAVELENGTH = np.array([450.0, 550.0, 650.0, 940.0, 900.0, 960.0, 1600.0, 2200.0])
 DETECTORS = ["vnir"] * 4 + ["swir"] * 4
@@ -186,6 +186,17 @@ def test_gdal_imagery_domain(tmp_path: Path, numbers: Any) -> None:
     bands = open_source(path).spec.bands
     np.testing.assert_allclose(bands.wavelength, np.sort(WAVELENGTH))
     np.testing.assert_allclose(bands.fwhm, 10)
+
+
+def test_a_grid_that_is_nowhere_on_earth_counts_as_none(tmp_path: Path, numbers: Any) -> None:
+    path = write_tiff(tmp_path / "site.tif", numbers, {"wavelength": list(WAVELENGTH)}, scale=1e-4)
+    with rasterio.open(path, "r+") as raster:
+        raster.crs = rasterio.CRS.from_wkt('LOCAL_CS["building site",UNIT["metre",1]]')
+    with rasterio.open(path) as raster:
+        assert raster.crs and not raster.crs.is_projected
+    scene = open_scene(path)
+    validate_scene(scene)
+    assert spec_of(scene).grid.crs is None
 
 
 def test_radiance_is_named_by_tag_or_option(tmp_path: Path, numbers: Any) -> None:
