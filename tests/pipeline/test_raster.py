@@ -193,7 +193,8 @@ def test_a_grid_that_is_nowhere_on_earth_counts_as_none(tmp_path: Path, numbers:
     with rasterio.open(path, "r+") as raster:
         raster.crs = rasterio.CRS.from_wkt('LOCAL_CS["building site",UNIT["metre",1]]')
     with rasterio.open(path) as raster:
-        assert raster.crs and not raster.crs.is_projected
+        assert raster.crs
+        assert not raster.crs.is_projected
     scene = open_scene(path)
     validate_scene(scene)
     assert spec_of(scene).grid.crs is None
