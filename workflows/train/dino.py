@@ -100,6 +100,6 @@ def cross_views(wanted: Tensor, logits: Tensor, views: int) -> Tensor:
         logits: `(views · N, outputs)`.
         views: of each place.
     """
-    p, q = (x.unflatten(0, (views, -1)) for x in (wanted, logits.log_softmax(1)))
+    p, q = (x.view(views, -1, x.shape[1]) for x in (wanted, logits.log_softmax(1)))
     pairs = [(a, b) for a in range(views) for b in range(views) if a != b]
     return -torch.stack([(p[a] * q[b]).sum(1).mean() for a, b in pairs]).mean()

@@ -183,7 +183,7 @@ def _cut(path: Path, card: Card, edge: int, folder: Path, number: int) -> None:
     height, width = cube.shape[1:]
     for row, col in product(_starts(height, edge), _starts(width, edge)):
         values = np.asarray(cube[:, row : row + _BLOCKS * edge, col : col + _BLOCKS * edge], np.float32)
-        image, known = bound.prepared(values, np.isfinite(values).any(axis=0))
+        image, known = bound.prepared(values, np.asarray(np.isfinite(values).any(axis=0)))
         if known.mean() >= _LEAST_VALID:
             _write(folder / f"{row:06d}_{col:06d}_{number}.npy", np.where(known, image, 0))
 
@@ -203,4 +203,4 @@ def _write(path: Path, image: FloatImages) -> None:
 def standardised(image: FloatImages, card: Card) -> Float32Array:
     """An image of a card's bands and units `(band, y, x)` as the network takes it: 0 where there is no value."""
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (card.mean, card.std))
-    return np.nan_to_num((image - mean) / std, nan=0.0).astype(np.float32)
+    return np.asarray(np.nan_to_num((image - mean) / std, nan=0.0), np.float32)

@@ -14,7 +14,7 @@ _LAST_FACTOR = {"one_cycle": 1e-4, "cosine": 1e-2}
 _MULTISTEP = ((0.6, 1e-1), (0.8, 1e-2))
 """Shares of the steps from which on the learning rate is that much less (MoCo: epochs 60 and 80 of 100)."""
 _POLY = 0.9
-_INDECISIVE = {"minutes", "threads", "log_every", "checkpoint_every", "about"}
+_INDECISIVE = {"minutes", "threads", "workers", "log_every", "checkpoint_every", "about"}
 """Fields that do not change the weights."""
 
 
@@ -59,7 +59,7 @@ class LoopPart(BaseModel):
 
     def described(self) -> dict[str, Any]:
         """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        said = self.model_dump(exclude={"minutes", "threads", "about"}, exclude_defaults=True)
+        said = self.model_dump(exclude={"minutes", "threads", "workers", "about"}, exclude_defaults=True)
         plain: dict[str, Any] = _plain(said)
         return plain
 

@@ -34,8 +34,8 @@ class MaeModule(PretrainModule):
 
     def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, bands: int, method: Mae) -> None:
         super().__init__(network, recipe)
-        vit = network.backbone
-        if not isinstance(vit, VisionTransformer):
+        vit: Any = network.backbone
+        if not isinstance(network.backbone, VisionTransformer):
             raise ConfigError(
                 f"method mae masks the tokens of a vision transformer; {recipe.model} has none: use moco or dino"
             )

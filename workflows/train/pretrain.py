@@ -59,8 +59,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> Lo
 def _module(recipe: PretrainRecipe, card: Card) -> PretrainModule:
     """The network in training, drawn by the seed."""
     network = create_model(recipe.model, recipe.weights, **_settings(recipe)).train()
-    if not isinstance(network, SpectralNetwork):
-        raise ConfigError(f"model {recipe.model} is no spectral backbone; see `cubeloom models` for spectral_*")
+    assert isinstance(network, SpectralNetwork)  # for its card takes spectra
     method = recipe.method
     if isinstance(method, Mae):
         return MaeModule(network, recipe, len(card.mean), method)
@@ -76,8 +75,11 @@ def _card(recipe: PretrainRecipe, out: Path) -> Card:
     """The card of the weights to come; an unfit one shows before any training."""
     family = recipe.model.partition(".")[0]
     tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
+    base = model_card(recipe.model, recipe.weights, **_settings(recipe))
+    if base.task != "embed" or base.input_bands is None:
+        raise ConfigError(f"model {recipe.model} is no spectral backbone; choose one, such as spectral_vit_small")
     fields = {
-        **model_card(recipe.model, recipe.weights, **_settings(recipe)).model_dump(),
+        **base.model_dump(),
         "name": f"{family}.{tag}" if tag else family,
         "family": family,
         "tag": tag,
