@@ -1,5 +1,6 @@
 """Tuning changes what it should and nothing else, learns what can be learned, and goes on to the bit after a stop."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,15 @@ class TestLosses:
         assert normalised_squares(0.5 * truth, truth) == pytest.approx(0.25)
 
 
+@pytest.fixture(scope="module")
+def earth_data():
+    """Writers of small sets in SpectralEarth's layout."""
+    spec = importlib.util.spec_from_file_location("earth_data", Path(__file__).with_name("earth_data.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def column(log: Path, name: str) -> list[float]:
     rows = [line.split(",") for line in log.read_text().splitlines()]
     place = rows[0].index(name)
@@ -361,6 +371,47 @@ class TestTraining:
         assert again["loss"] == pytest.approx(card.metrics["validation_loss"], rel=1e-5)
         assert again["loss"] == pytest.approx(min(judged), rel=1e-4)
         assert f"saved step {card.training['best_step']}," in said[-1]
+
+
+class TestEarthSets:
+    """Two epochs on small files in the layout of SpectralEarth's sets."""
+
+    @pytest.mark.parametrize("name", ["cdl", "desis_cdl", "corine"])
+    def test_label_rasters(self, write, earth_data, tmp_path, name):
+        earth_data.write_set(tmp_path / name, name, side=PX)
+        multilabel = name == "corine"
+        out = tmp_path / "tuned.safetensors"
+        earth = {"set": name, "root": str(tmp_path / name), "split": "scenes"}
+        task = {"task": "multilabel"} if multilabel else {"task": "segment", "head": "linear", "balance": 0.5}
+        report = train(write(scenes=None, earth=earth, **task, batch=3, steps=4, tune="adapter"), out)
+        card = read_card(tmp_path / "tuned.card.json")
+        assert report.exit_code == 0
+        assert card.bands == (235 if name == "desis_cdl" else 202)
+        assert (card.input_bands is None) == (name == "desis_cdl")
+        assert len(card.classes) == (19 if multilabel else 14)
+        assert card.training["data"]["tiles"]["train"] > 0
+        network = create_model(card.family, out)
+        assert network(torch.randn(1, card.bands, PX, PX)).shape[1] == len(card.classes)
+
+    def test_values_of_soil(self, write, earth_data, tmp_path):
+        earth_data.write_set(tmp_path / "soil", "hyperview", counts=(2, 1))
+        out = tmp_path / "spectral_regressor.soil.safetensors"
+        earth = {"set": "hyperview", "root": str(tmp_path / "soil")}
+        network = {"settings": {"patch_size": 32}, "tile_px": 128}
+        train(write(scenes=None, earth=earth, task="regress", tune="frozen", batch=2, steps=1, **network), out)
+        card = read_card(tmp_path / "spectral_regressor.soil.card.json")
+        assert card.outputs == ("P", "K", "Mg", "pH")
+        assert card.metrics["validation_loss"] > 0
+        assert "test_rmse" not in card.metrics  # nobody but its publisher has the test
+        assert create_model("spectral_regressor", out)(torch.randn(1, 150, 128, 128)).shape == (1, 4)
+
+    def test_a_set_for_another_task_or_size_is_refused(self, write, earth_data, tmp_path):
+        earth_data.write_set(tmp_path / "set", "corine", side=PX)
+        earth = {"set": "corine", "root": str(tmp_path / "set")}
+        with pytest.raises(ConfigError, match="corine is for task multilabel, not segment"):
+            train(write(scenes=None, earth=earth), tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match="set tile_px to its side"):
+            train(write(scenes=None, earth=earth, task="multilabel", tile_px=8), tmp_path / "y.safetensors")
 
 
 class TestRecipes:
