@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     StateDict = dict[str, Tensor]
 
 MAE = "encoder.vit."
-ROOTS = (MAE, "student_backbone.", "backbone.")
-"""What stands before the backbone's keys after MAE, DINO and MoCo.
+TASK = "model."
+"""What stands before all keys after training for a task."""
+ROOTS = (MAE, "student_backbone.", "backbone.", TASK)
+"""What stands before the backbone's keys after MAE, DINO and MoCo, and after training for a task.
 
 Of DINO the student is taken: the momentum of the authors' teacher reaches 1 after ten epochs, and it learns no more.
 """
@@ -53,6 +55,11 @@ def official_keys(state: "StateDict") -> "StateDict":
             ours = key
         found[ours] = value
     return found
+
+
+def task_keys(state: "StateDict") -> "StateDict":
+    """The weights of a segmentation network by our networks' keys."""
+    return {key.removeprefix(TASK): value for key, value in state.items()}
 
 
 def _renamed(key: str, root: str) -> str:

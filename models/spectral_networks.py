@@ -140,7 +140,28 @@ class SpectralNetwork(Network):
         """Put a new, untrained linear layer behind the embedding; 0 takes it away."""
         self.backbone.reset_classifier(num_classes)
 
-    def for_inference(self) -> nn.Module:
+    @property
+    def head(self) -> nn.Module:
+        """What turns the embedding into scores or values; an identity where there is nothing."""
+        return cast("nn.Module", self.backbone.get_classifier())
+
+    def replace_head(self, make: Callable[[int], nn.Module]) -> None:
+        """Put any layer behind the embedding.
+
+        Args:
+            make: makes it, from the length of the embedding.
+
+        Raises:
+            ModelError: the backbone ends in something else than a linear layer.
+        """
+        self.backbone.reset_classifier(1)
+        linear = self.head
+        name = next((name for name, module in self.backbone.named_modules() if module is linear), "")
+        if not name or not isinstance(linear, nn.Linear):
+            raise ModelError(f"{type(self.backbone).__name__} ends in no linear layer; choose another backbone")
+        self.backbone.set_submodule(name, make(linear.in_features))
+
+    def for_inference(self) -> "SpectralNetwork":
         """The same network with a `FoldedAdapter`: no gradients, weights copied, equal to 1e-5."""
         network = deepcopy(self).eval().requires_grad_(False)
         if isinstance(network.spectral_adapter, SpectralAdapter):
