@@ -114,6 +114,10 @@ def load_workflow(name: str, settings: Sequence[str] = ()) -> Workflow:
     return workflow
 
 
+_RECIPES = ("train_", "pretrain_", "tune_")
+"""How the names of the library's recipes begin; `cubeloom train` takes these."""
+
+
 def library() -> list[str]:
     """Names of the workflows that come with Cubeloom."""
     folder = files("cubeloom.workflows") / "library"
@@ -121,7 +125,7 @@ def library() -> list[str]:
 
 
 def _is_workflow(name: str) -> bool:
-    return name.endswith(".yaml") and not name.startswith("train_")
+    return name.endswith(".yaml") and not name.startswith(_RECIPES)
 
 
 def _workflow_data(name: str) -> tuple[Any, str]:
