@@ -64,7 +64,7 @@ def models_info(
         print_model(description)
 
 
-evaluate = typer.Typer(help="Compare methods on cubes of your own.", no_args_is_help=True, rich_markup_mode=None)
+evaluate = typer.Typer(help="Compare methods on data of your own.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="evaluate")
 
 
@@ -85,6 +85,38 @@ def evaluate_denoise(
     from .evaluate import evaluate_files
 
     found, written = evaluate_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
+    say("\n".join(str(path) for path in written))
+    if as_json:
+        print_json(found.to_json())
+    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)
+
+
+@evaluate.command("classify")
+def evaluate_classify(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="YAML of labelled images, a recipe, or SET=FOLDER.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and figure.png.")],
+    methods: Annotated[
+        str, typer.Option(help="Some of random_forest, svm, cnn1d, cnn2d, freenet, adapter:MODEL, with +OPTION=VALUE.")
+    ] = "random_forest,svm,cnn1d,cnn2d,freenet",
+    splits: Annotated[
+        str, typer.Option(help="Some of random, blocks, tiles, given, or a YAML file of test tiles.")
+    ] = "random,blocks",
+    seeds: Annotated[int, typer.Option(help="Runs of each method on each split, or draws of it.", min=1)] = 3,
+    per_class: Annotated[int | None, typer.Option(help="At most so many training pixels of a class.", min=1)] = None,
+    block: Annotated[int, typer.Option(help="Edge of the squares of blocks and tiles, px.", min=1)] = 16,
+    buffer: Annotated[int, typer.Option(help="No training pixel this near to a test square, px.", min=0)] = 1,
+    test_fraction: Annotated[float, typer.Option(help="Share of the labels that blocks test on.")] = 0.3,
+    as_json: Json = False,
+) -> None:
+    """Train every method on the same pixels of labelled IMAGEs and compare the maps that they make."""
+    from .console import print_json, say
+    from .evaluate.class_files import evaluate_class_files
+    from .evaluate.class_splits import SplitOptions
+
+    options = SplitOptions(seeds, block, test_fraction, buffer, per_class)
+    found, written = evaluate_class_files(images, out, methods=methods, splits=splits, options=options, tell=say)
     say("\n".join(str(path) for path in written))
     if as_json:
         print_json(found.to_json())
