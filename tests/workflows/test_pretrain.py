@@ -394,6 +394,18 @@ def test_wrong_recipes_are_told(write, changes, message):
         load_recipe(write(**changes))
 
 
+def test_dates_of_a_place_are_on_one_grid(recipe, tmp_path):
+    from cubeloom.pipeline.simulate import simulate_scene
+
+    bands = {"height": 32, "width": 32, "seed": 3}
+    here, there = simulate_scene(tmp_path, **bands), simulate_scene(tmp_path, **bands, place=(47.0, 11.0))
+    with pytest.raises(InputError, match="not on the grid of"):
+        views_of(recipe(data={"scenes": [[str(here.path), str(there.path)]]}), tmp_path)
+    raw = simulate_scene(tmp_path, **bands, level="L1C")
+    with pytest.raises(InputError, match=r"holds no reflectance, which the network sees; found radiance"):
+        views_of(recipe(data={"scenes": [str(raw.path)]}), tmp_path)
+
+
 def test_what_cannot_be_learnt_from_is_told(recipe, tmp_path):
     (tmp_path / "enmap").mkdir()
     with pytest.raises(InputError, match="holds no patch"):

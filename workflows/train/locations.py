@@ -8,12 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
+from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import Card
 from cubeloom.pipeline.band_input import BandInput
 from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import spec_of
+from cubeloom.pipeline.simulate.bands import BandTable
 
 from .earth_layout import EarthPatch, find_patches, read_patch
 from .pretrain_recipe import PretrainData, SimulatedDates
@@ -136,23 +139,20 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
         parts.append(EarthLocations(find_patches(data.earth), card))
     parts += [_blocks(dates, card, edge, folder / f"scene_{number}") for number, dates in enumerate(data.scenes)]
     if data.simulated is not None:
-        parts.append(_simulated(data.simulated, card, folder / "simulated"))
+        parts.append(_simulated(data.simulated, card, band_table(card.input_bands), folder / "simulated"))
     return Several(tuple(parts))
 
 
-def _simulated(wanted: SimulatedDates, card: Card, folder: Path) -> StoredLocations:
+def _simulated(wanted: SimulatedDates, card: Card, bands: BandTable, folder: Path) -> StoredLocations:
     """Simulated places; those that an earlier call made are taken from their files."""
-    if card.input_bands is None:
-        raise ConfigError(f"model {card.name}: its card has no input_bands")
-    table, folder = band_table(card.input_bands), folder / f"{wanted.px}px_noise{wanted.noise:g}"
+    folder = folder / f"{wanted.px}px_noise{wanted.noise:g}"
     folder.mkdir(parents=True, exist_ok=True)
     places = []
     for seed in range(wanted.seed, wanted.seed + wanted.count):
         files = tuple(folder / f"{seed}_{number}of{wanted.dates}.npy" for number in range(wanted.dates))
         if not all(file.exists() for file in files):
-            for file, date in zip(
-                files, simulate_dates(seed, wanted.px, wanted.dates, table, wanted.noise), strict=True
-            ):
+            dates = simulate_dates(seed, wanted.px, wanted.dates, bands, wanted.noise)
+            for file, date in zip(files, dates, strict=True):
                 _write(file, standardised(date.cube, card))
         places.append(files)
     return StoredLocations(tuple(places))
@@ -163,8 +163,11 @@ def _blocks(dates: Sequence[Path], card: Card, edge: int, folder: Path) -> Store
     if not folder.exists():
         part = folder.with_suffix(".part")
         part.mkdir(parents=True, exist_ok=True)
-        for number, path in enumerate(dates):
-            _cut(path, card, edge, part, number)
+        scenes = [_open(path, card) for path in dates]
+        for number, (cube, bound, grid) in enumerate(scenes):
+            if grid != scenes[0][2]:
+                raise InputError(f"{dates[number]}: not on the grid of {dates[0]}, of which it shall be another date")
+            _cut(cube, bound, edge, part, number)
         part.rename(folder)
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.npy")):
@@ -174,12 +177,18 @@ def _blocks(dates: Sequence[Path], card: Card, edge: int, folder: Path) -> Store
     return StoredLocations(tuple(tuple(files) for files in found.values()))
 
 
-def _cut(path: Path, card: Card, edge: int, folder: Path, number: int) -> None:
-    """Write the squares of a scene as the network takes them."""
+def _open(path: Path, card: Card) -> tuple[xr.DataArray, BandInput, GeoBox]:
+    """The cube of a scene that a network sees, its way to the network, and its grid."""
     scene = open_scene(path)
     spec = spec_of(scene)
-    cube = scene[card.variable or spec.subject]
-    bound = BandInput.of(card, spec.bands)
+    name = card.variable or spec.subject
+    if name not in scene:
+        raise InputError(f"{path}: holds no {name}, which the network sees; found {', '.join(map(str, scene))}")
+    return scene[name], BandInput.of(card, spec.bands), spec.grid
+
+
+def _cut(cube: xr.DataArray, bound: BandInput, edge: int, folder: Path, number: int) -> None:
+    """Write the squares of a scene as the network takes them."""
     height, width = cube.shape[1:]
     for row, col in product(_starts(height, edge), _starts(width, edge)):
         values = np.asarray(cube[:, row : row + _BLOCKS * edge, col : col + _BLOCKS * edge], np.float32)
