@@ -83,7 +83,7 @@ class CnnMethod(ClassMethod):
             scores = network(_turned(seen)).flatten(1)
             loss = (functional.cross_entropy(scores, targets[drawn], reduction="none") * weights[drawn]).mean()
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             losses.append(loss.item())

@@ -2,7 +2,7 @@
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ def _marks(found: ClassEvaluation, axes: "Axes", metric: str) -> None:
         ]
         x, y, spread = zip(*known, strict=True) if known else ((), (), ())
         label = f"{image.name}, {split.label}" if len(found.images) > 1 else split.label
-        look = {"fmt": MARKERS[number % len(MARKERS)], "ms": 6, "lw": 1, "capsize": 2}
+        look: dict[str, Any] = {"fmt": MARKERS[number % len(MARKERS)], "ms": 6, "lw": 1, "capsize": 2}
         look |= {"color": colour, "mfc": colour if split.apart else "white"}
         axes.errorbar(x, y, spread, label=label, **look)
     axes.set_xlim(-0.5, len(found.columns) - 0.5)
@@ -137,7 +137,7 @@ def _matrix(image: LabelledImage, confusion: npt.NDArray[np.int64], axes: "Axes"
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap=LinearSegmentedColormap.from_list("share", ["white", "#1d5f74"]), vmin=0, vmax=1)
-    values = [one.value for one in image.classes]
+    values = [str(one.value) for one in image.classes]
     size = 7 if len(values) <= _NUMBERED else 5
     axes.set_xticks(range(len(values)), values, fontsize=size)
     axes.set_yticks(range(len(values)), values, fontsize=size)

@@ -90,12 +90,14 @@ class PixelMethod(ClassMethod):
     def features(self, image: LabelledImage, wanted: BoolArray) -> Float32Array:
         """What the estimator gets of the pixels wanted, `(n, feature)`."""
         kept = usable_bands(image)
-        wavelengths = np.arange(kept.size) * 10.0 if image.bands is None else image.bands.wavelength[kept]
-        kinds: list[Feature] = ["spectrum"]
-        kinds += (["shape"] if self.shape else []) + (["derivative"] if self.derivative else [])
+        wavelengths: npt.NDArray[np.float64] = np.arange(kept.size, dtype=np.float64) * 10
+        if image.bands is not None:
+            wavelengths = image.bands.wavelength[kept]
+        asked: dict[Feature, bool] = {"spectrum": True, "shape": self.shape, "derivative": self.derivative}
+        kinds = tuple(kind for kind, is_asked in asked.items() if is_asked)
         cube = image.cube[kept]
         cubes = [cube[:, wanted]] + ([box_mean(cube, image.valid, self.mean)[:, wanted]] if self.mean else [])
-        return np.concatenate([spectral_features(one.T, wavelengths, tuple(kinds)) for one in cubes], axis=1)
+        return np.concatenate([spectral_features(one.T, wavelengths, kinds) for one in cubes], axis=1)
 
     def _best(
         self,
@@ -241,7 +243,7 @@ def squares(train: BoolArray) -> npt.NDArray[np.int64]:
     row, col = np.nonzero(train)
     edge = GROUP_PX
     while True:
-        groups = row // edge * train.shape[1] + col // edge
+        groups: npt.NDArray[np.int64] = row // edge * train.shape[1] + col // edge
         if edge == 1 or np.unique(groups).size >= 2 * FOLDS:
             return groups
         edge //= 2
@@ -271,7 +273,8 @@ def grouped_folds(
 def threads() -> int:
     """Threads that scikit-learn may use, as those of other libraries are limited."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(joblib.cpu_count(), int(limit) if limit.isdigit() else 2**31))
+    cores = int(joblib.cpu_count())
+    return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
 def _described(method: PixelMethod) -> str:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.scene import BoolArray
+from cubeloom.pipeline.stages import explain
 from cubeloom.workflows.train.labelled import LabelledImage
 from cubeloom.workflows.train.labels_recipe import PixelSplit
 from cubeloom.workflows.train.split import split_pixels, tile_splits
@@ -95,7 +97,10 @@ def parse_splits(text: str, options: SplitOptions) -> list[SplitGroup]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--splits names none; expected some of {', '.join(DRAWN)}, or a YAML file of test tiles")
-    groups = [_group(name, options) for name in names]
+    try:
+        groups = [_group(name, options) for name in names]
+    except ValidationError as error:
+        raise ConfigError(f"--splits: {explain(error, PixelSplit)}") from None
     titles = [group.name for group in groups]
     if twice := sorted({title for title in titles if titles.count(title) > 1}):
         raise ConfigError(f"--splits: {twice[0]!r} comes twice")

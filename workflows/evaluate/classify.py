@@ -138,7 +138,8 @@ class ClassEvaluation:
         scores = self.of(image, split, method)
         if any(score.error for score in scores):
             return None
-        return np.sum([score.confusion for score in scores], axis=0, dtype=np.int64)
+        total: npt.NDArray[np.int64] = np.asarray([score.confusion for score in scores], np.int64).sum(axis=0)
+        return total
 
     def means(self) -> list[dict[str, Any]]:
         """Means and spreads of every metric, for each image, split and method."""
