@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+import rasterio
+import torch
 
 from cubeloom.errors import ConfigError, InputError
+from cubeloom.models.cards import InputBands, read_card
+from cubeloom.models.registry import create_model, model_card, save_model
+from cubeloom.pipeline.band_input import BandInput
+from cubeloom.pipeline.scene import spec_of
+from cubeloom.workflows.train.fit_head import fit_head
+from cubeloom.workflows.train.labels_recipe import ClassOf, PixelSplit
 from cubeloom.workflows.train.probe import (
     dense_predict,
     dense_probe,
@@ -96,3 +104,72 @@ def test_what_cannot_be_probed_is_refused():
         linear_probe(features, np.ones_like(labels))
     with pytest.raises(ConfigError, match="k is 0"):
         knn_probe(features, labels, features, k=0)
+
+
+BANDS = 80
+
+
+@pytest.fixture
+def labelled(make_scene, tmp_path):
+    """A scene of patches of 8 px with one of three spectra, their map, and a backbone for its bands."""
+    scene = make_scene(height=72, width=60, bands=BANDS, background=9)
+    draw = np.random.default_rng(5)
+    truth = np.kron(draw.choice([1, 3, 8], (9, 8)), np.ones((8, 8), np.uint8))[:, :60]
+    spectra = draw.uniform(0.1, 0.5, (9, BANDS))
+    cube = spectra[truth].transpose(2, 0, 1) + draw.normal(0, 0.03, (BANDS, 72, 60))
+    cube[:, :9, :9] = np.nan
+    scene = scene.assign(reflectance=scene.reflectance.copy(data=cube.astype(np.float32)))
+    grid = spec_of(scene).grid
+    profile = {"driver": "GTiff", "height": 72, "width": 60, "count": 1, "dtype": "uint8", "crs": str(grid.crs)}
+    with rasterio.open(tmp_path / "labels.tif", "w", **profile, transform=grid.affine) as raster:
+        raster.write(np.where(draw.random(truth.shape) < 0.7, truth, 0).astype(np.uint8), 1)
+    bands = InputBands(
+        numbers=tuple(range(1, BANDS + 1)),
+        wavelengths_nm=tuple(scene.wavelength.values.tolist()),
+        fwhm_nm=tuple(scene.fwhm.values.tolist()),
+    )
+    torch.manual_seed(0)
+    card = model_card("spectral_vit_nano", image_size=32).model_copy(
+        update={"bands": BANDS, "input_bands": bands, "mean": (0.3,) * BANDS, "std": (0.1,) * BANDS}
+    )
+    save_model(create_model("spectral_vit_nano", image_size=32), tmp_path / "backbone.safetensors", card)
+    return scene, truth, tmp_path
+
+
+def test_a_head_is_fitted_saved_and_does_what_the_probe_did(labelled):
+    scene, truth, folder = labelled
+    out = folder / "spectral_segmenter.fitted.safetensors"
+    backbone = {"model": "spectral_vit_nano", "weights": str(folder / "backbone.safetensors")}
+    names = {1: "water", 2: "nowhere", 3: "forest", 8: ClassOf(name="soil", colour="#AA5500")}
+    split = PixelSplit(block_px=8, test_fraction=0.2, buffer_px=0)
+    card = fit_head(scene, folder / "labels.tif", names, **backbone, out=out, split=split)
+    assert card == read_card(folder / "spectral_segmenter.fitted.card.json")
+    assert [(one.value, one.name) for one in card.classes] == [(1, "water"), (3, "forest"), (8, "soil")]
+    assert card.metrics["overall_accuracy"] > 0.6
+    network = create_model("spectral_segmenter", out)
+    encoder = create_model("spectral_vit_nano", backbone["weights"])
+    torch.testing.assert_close(network.encoder.state_dict(), encoder.state_dict())
+    cube, _ = BandInput.of(card, spec_of(scene).bands).prepared(scene.reflectance.values, np.ones((72, 60), bool))
+    with torch.inference_mode():
+        mapped = network(torch.from_numpy(cube[:, 32:64, 16:48])[None])[0].argmax(0).numpy()
+    values = np.array([one.value for one in card.classes])
+    assert (values[mapped] == truth[32:64, 16:48]).mean() > 0.7
+
+
+def test_two_classes_are_the_sign_of_one_score(labelled):
+    scene, truth, folder = labelled
+    with rasterio.open(folder / "labels.tif", "r+") as raster:
+        raster.write(np.where(truth == 8, 1, truth).astype(np.uint8), 1)
+    out = folder / "spectral_segmenter.two.safetensors"
+    backbone = {"model": "spectral_vit_nano", "weights": str(folder / "backbone.safetensors")}
+    split = PixelSplit(block_px=8, test_fraction=0.2, buffer_px=0)
+    card = fit_head(scene, folder / "labels.tif", {1: "a", 3: "b"}, **backbone, out=out, split=split)
+    assert card.settings["num_classes"] == 2
+    assert card.metrics["overall_accuracy"] > 0.7
+
+
+def test_a_head_needs_two_classes_and_a_spectral_backbone(labelled):
+    scene, _, folder = labelled
+    out = folder / "x.safetensors"
+    with pytest.raises(ConfigError, match="no spectral backbone"):
+        fit_head(scene, folder / "labels.tif", {1: "a"}, model="hsdt_s.enmap", out=out)

@@ -176,6 +176,24 @@ def read_labelled_scene(
     scene = open_scene(labelled.scene, **labelled.options)
     for stage in stages:
         scene = lift(stage)(scene)
+    return scene_image(scene, labelled, classes, variable=variable, usable=usable, like=like)
+
+
+def scene_image(
+    scene: xr.Dataset,
+    labelled: LabelledScene,
+    classes: Classes,
+    *,
+    variable: str | None = None,
+    usable: bool = True,
+    like: Bands | None = None,
+) -> LabelledImage:
+    """A Scene with its labels, in memory; as `read_labelled_scene`, but for the scene, which is there.
+
+    Raises:
+        InputError: scene or labels cannot be used; says why.
+        ModelError: the scene lacks some of the bands `like`.
+    """
     spec = spec_of(scene)
     taken = variable or spec.subject
     if taken not in spec.variables or not spec.variables[taken].is_cube:
