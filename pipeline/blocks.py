@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .clock import Clock
 from .encoding import Array, Packed
-from .grids import Window
+from .grids import Window, scaled_shape
 from .readers.base import Source, values
 from .scene import QUALITY_FLAGS, Bands, SceneSpec
 
@@ -94,7 +96,7 @@ def halos_before(specs: Sequence[SceneSpec], stages: Sequence[Stage], last: int 
     for stage, before, after in zip(
         reversed(stages), reversed(specs[: len(stages)]), reversed(specs[1:]), strict=False
     ):
-        halos.append(stage.halo(before) + -(-halos[-1] // (after.scale // before.scale)))
+        halos.append(stage.halo(before) + ceil(halos[-1] * Fraction(before.scale) / after.scale))
     return halos[::-1]
 
 
@@ -136,9 +138,9 @@ def run_chain(
         if after.group != block.spec.group:
             done.append(block.crop(block.core))
         carried = {name: array for name, array in block.arrays.items() if name in after.variables}
-        factor = after.scale // block.spec.scale
+        factor = Fraction(after.scale) / block.spec.scale
         grown = Block(after, block.window.scaled(factor), core.scaled(after.scale), {**carried, **made})
-        block = grown.crop(grown.core.expand(margin, (shape[0] * after.scale, shape[1] * after.scale)))
+        block = grown.crop(grown.core.expand(margin, scaled_shape(shape, after.scale)))
     return [*done, block]
 
 

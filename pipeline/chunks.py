@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,18 @@ def write_block(path: Path, block: Block) -> Written:
         StoreError: the window splits a chunk, or the disk refuses.
     """
     spec, window = block.spec, block.window
-    _require_whole_chunks(window, spec.shape)
+    edge = chunk_edge(spec)
+    _require_whole_chunks(window, spec.shape, edge)
     clock = Clock()
     written = Written({}, 0, {}, clock.seconds)
     nbytes = 0
     with clock("write"):
         for name, variable in spec.variables.items():
             array = block.arrays[name]
-            for part in chunks_of(window):
+            for part in window.tiles((edge, edge)):
                 packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
-                key = chunk_key(spec.group, name, packed.ndim, part)
-                written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding))
+                key = chunk_key(spec.group, name, packed.ndim, part, edge)
+                written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding), edge)
                 nbytes += size
                 if outside:
                     written.clipped[key] = outside
@@ -114,29 +116,34 @@ def write_overviews(path: Path, block: Block) -> Written:
 
 def _write_overviews_of(path: Path, block: Block, name: str, variable: Variable) -> Hashes:
     hashes: Hashes = {}
-    level, window = _data(block.arrays[name]), block.window
+    level, window, edge = _data(block.arrays[name]), block.window, chunk_edge(block.spec)
     for factor in overview_factors(block.spec.shape):
-        if not _covers_chunks(window.scaled(factor // 2), block.spec.shape, CHUNK * factor):
+        if not _covers_chunks(window.scaled(factor // 2), block.spec.shape, edge * factor):
             break
         level = halve(level, variable)
         window = Window(window.row // 2, window.col // 2, level.shape[-2], level.shape[-1])
         target, fill = overview_group(block.spec.group, factor), fill_value(variable.encoding)
-        hashes |= _write_level(path, target, name, level, window, fill)
+        hashes |= _write_level(path, target, name, level, window, fill, edge)
     return hashes
 
 
-def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float) -> Hashes:
+def _write_level(path: Path, group: str, name: str, level: Array, window: Window, fill: float, edge: int) -> Hashes:
     hashes: Hashes = {}
-    for part in chunks_of(window):
-        key = chunk_key(group, name, level.ndim, part)
-        hashes[key], _ = _write_chunk(path, key, part.crop(level, window), fill)
+    for part in window.tiles((edge, edge)):
+        key = chunk_key(group, name, level.ndim, part, edge)
+        hashes[key], _ = _write_chunk(path, key, part.crop(level, window), fill, edge)
     return hashes
 
 
-def _require_whole_chunks(window: Window, shape: Shape) -> None:
-    if not _covers_chunks(window, shape, CHUNK):
+def chunk_edge(spec: SceneSpec) -> int:
+    """Edge, px, of a group's chunks: shorter on a coarser grid, so that a block owns whole ones there too."""
+    return CHUNK // Fraction(spec.scale).denominator
+
+
+def _require_whole_chunks(window: Window, shape: Shape, edge: int) -> None:
+    if not _covers_chunks(window, shape, edge):
         raise StoreError(
-            f"{window} does not cover whole chunks of {CHUNK} px of a grid of {shape}; two tasks would write one"
+            f"{window} does not cover whole chunks of {edge} px of a grid of {shape}; two tasks would write one"
         )
 
 
@@ -144,11 +151,6 @@ def _covers_chunks(window: Window, shape: Shape, edge: int) -> bool:
     """Whether a window is made of whole squares of `edge` px, but where the grid ends."""
     starts = window.row % edge == 0 and window.col % edge == 0
     return starts and all(stop % edge == 0 or stop >= size for stop, size in zip(window.stop, shape, strict=True))
-
-
-def chunks_of(window: Window) -> list[Window]:
-    """The chunks of a window, cut where it ends, row by row."""
-    return window.tiles((CHUNK, CHUNK))
 
 
 def _data(array: Array | Packed) -> Array:
@@ -167,20 +169,20 @@ def _packed(part: Array, origin: Array | Packed, encoding: Encoding) -> tuple[Ar
     return encoding.encode(part)
 
 
-def chunk_key(group: str, name: str, ndim: int, part: Window) -> str:
-    """Path in the store of the chunk that a window lies in."""
-    index = (*(0,) * (ndim - 2), part.row // CHUNK, part.col // CHUNK)
+def chunk_key(group: str, name: str, ndim: int, part: Window, edge: int) -> str:
+    """Path in the store of the chunk, of `edge` px, that a window lies in."""
+    index = (*(0,) * (ndim - 2), part.row // edge, part.col // edge)
     return "/".join(filter(None, (group, name, "c", *map(str, index))))
 
 
-def _write_chunk(path: Path, key: str, packed: Array, fill: float) -> tuple[str, int]:
+def _write_chunk(path: Path, key: str, packed: Array, fill: float, edge: int) -> tuple[str, int]:
     """Encode one chunk and write its file; a chunk of fill alone gets none. Returns its hash and size."""
     target = path / key
     if _only(packed, fill):
         target.unlink(missing_ok=True)
         return EMPTY, 0
-    if packed.shape[-2:] != (CHUNK, CHUNK):
-        full = np.full((*packed.shape[:-2], CHUNK, CHUNK), fill, packed.dtype)
+    if packed.shape[-2:] != (edge, edge):
+        full = np.full((*packed.shape[:-2], edge, edge), fill, packed.dtype)
         full[..., : packed.shape[-2], : packed.shape[-1]] = packed
         packed = full
     encoded = _CODEC.encode(np.ascontiguousarray(packed))
@@ -230,12 +232,15 @@ def read_chunk(path: Folder, key: str, expected: str) -> bytes | None:
 
 def block_keys(groups: Sequence[SceneSpec], window: Window) -> list[str]:
     """Paths of all chunks that a window of the source's grid owns, in every group."""
-    return [
-        chunk_key(spec.group, name, len(variable.dims), part)
-        for spec in groups
-        for part in chunks_of(window.scaled(spec.scale))
-        for name, variable in spec.variables.items()
-    ]
+    return [key for spec in groups for key in chunk_keys(spec, spec.group, window.scaled(spec.scale))]
+
+
+def chunk_keys(spec: SceneSpec, group: str, window: Window) -> Iterator[str]:
+    """Paths of all chunks of a group in a window of its grid."""
+    edge = chunk_edge(spec)
+    for part in window.tiles((edge, edge)):
+        for name, variable in spec.variables.items():
+            yield chunk_key(group, name, len(variable.dims), part, edge)
 
 
 def coarsened(spec: SceneSpec, factor: int) -> SceneSpec:
@@ -279,26 +284,27 @@ def missing_overviews(
     path: Path, spec: SceneSpec, group: str, target: str, known: Mapping[str, str]
 ) -> Iterator[Square]:
     """The squares whose overview chunk no block has written, because none held all of it."""
+    edge = chunk_edge(spec)
     for name, variable in spec.variables.items():
         if is_band_mask(variable):
             continue
-        for window in tile(spec.shape, (2 * CHUNK, 2 * CHUNK)):
-            coarse = Window(window.row // 2, window.col // 2, CHUNK, CHUNK)
-            if chunk_key(target, name, len(variable.dims), coarse) not in known:
+        for window in tile(spec.shape, (2 * edge, 2 * edge)):
+            coarse = Window(window.row // 2, window.col // 2, edge, edge)
+            if chunk_key(target, name, len(variable.dims), coarse, edge) not in known:
                 yield Square(path, group, spec, name, window, target)
 
 
 def halve_chunks(square: Square) -> Hashes:
     """One overview chunk from the chunks below it, each halved on its own: no array larger than a chunk is held."""
-    variable, outer = square.spec.variables[square.name], square.window
+    variable, outer, edge = square.spec.variables[square.name], square.window, chunk_edge(square.spec)
     fill = fill_value(variable.encoding)
     coarse = Window(outer.row // 2, outer.col // 2, -(-outer.height // 2), -(-outer.width // 2))
     level = np.full((*square.spec.sizes(square.name)[:-2], *coarse.shape), fill, variable.encoding.dtype)
-    for part in chunks_of(outer):
+    for part in outer.tiles((edge, edge)):
         finer = read_window(square.path, square.group, square.spec, square.name, part)
         row, col = part.row // 2 - coarse.row, part.col // 2 - coarse.col
         level[..., row : row + -(-part.height // 2), col : col + -(-part.width // 2)] = halve(finer, variable)
-    return _write_level(square.path, square.target, square.name, level, coarse, fill)
+    return _write_level(square.path, square.target, square.name, level, coarse, fill, edge)
 
 
 def read_window(path: Folder, group: str, spec: SceneSpec, name: str, window: Window) -> Array:
@@ -315,12 +321,11 @@ def read_window(path: Folder, group: str, spec: SceneSpec, name: str, window: Wi
         StoreError: a chunk cannot be decoded.
     """
     encoding = spec.variables[name].encoding
-    leading = spec.sizes(name)[:-2]
+    leading, edge = spec.sizes(name)[:-2], chunk_edge(spec)
     out: Array | None = None
-    for part in tile_covering(window):
-        numbers = _read_numbers(
-            path, chunk_key(group, name, len(leading) + 2, part), encoding, (*leading, CHUNK, CHUNK)
-        )
+    for part in tile_covering(window, edge):
+        key = chunk_key(group, name, len(leading) + 2, part, edge)
+        numbers = _read_numbers(path, key, encoding, (*leading, edge, edge))
         if numbers is not None and part == window:
             return numbers
         if out is None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ It never follows the memory budget: float sums depend on their order, and a prod
 """
 
 Shape = tuple[int, int]
+Scale = int | Fraction
+"""How many times finer one grid is than another; below 1 where it is coarser."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,14 +52,15 @@ class Window:
         stop_row, stop_col = min(self.stop[0] + halo, shape[0]), min(self.stop[1] + halo, shape[1])
         return Window(row, col, stop_row - row, stop_col - col)
 
-    def scaled(self, factor: int) -> "Window":
-        """The same ground on a grid `factor` times finer."""
-        return Window(self.row * factor, self.col * factor, self.height * factor, self.width * factor)
+    def scaled(self, factor: Scale) -> "Window":
+        """The pixels of a grid `factor` times finer that this window touches; of a coarser one below 1."""
+        row, col = floor(self.row * factor), floor(self.col * factor)
+        stop_row, stop_col = scaled_shape(self.stop, factor)
+        return Window(row, col, stop_row - row, stop_col - col)
 
-    def coarsened(self, factor: int) -> "Window":
+    def coarsened(self, factor: Scale) -> "Window":
         """The pixels of a grid `factor` times coarser that this window touches."""
-        row, col = self.row // factor, self.col // factor
-        return Window(row, col, -(-self.stop[0] // factor) - row, -(-self.stop[1] // factor) - col)
+        return self.scaled(Fraction(1) / factor)
 
     def tiles(self, size: Shape) -> "list[Window]":
         """Windows of `size` that cover this one row by row; the last ones are cut at its edge."""
@@ -87,11 +92,16 @@ def tile(shape: Shape, size: Shape) -> Iterator[Window]:
             yield Window(row, col, min(size[0], shape[0] - row), min(size[1], shape[1] - col))
 
 
-def tile_covering(window: Window) -> Iterator[Window]:
-    """The whole chunks that a window lies in, row by row."""
-    for row in range(window.row - window.row % CHUNK, window.stop[0], CHUNK):
-        for col in range(window.col - window.col % CHUNK, window.stop[1], CHUNK):
-            yield Window(row, col, CHUNK, CHUNK)
+def tile_covering(window: Window, edge: int = CHUNK) -> Iterator[Window]:
+    """The whole chunks, of `edge` px, that a window lies in, row by row."""
+    for row in range(window.row - window.row % edge, window.stop[0], edge):
+        for col in range(window.col - window.col % edge, window.stop[1], edge):
+            yield Window(row, col, edge, edge)
+
+
+def scaled_shape(shape: Shape, factor: Scale) -> Shape:
+    """Height and width, px, of what covers `shape` on a grid `factor` times finer."""
+    return ceil(shape[0] * factor), ceil(shape[1] * factor)
 
 
 def whole(shape: Shape) -> Window:

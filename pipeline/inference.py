@@ -4,11 +4,12 @@ Graphs and tasks carry handles; a module never leaves the process that loaded it
 """
 
 import gc
+import inspect
 import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -122,12 +123,12 @@ def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None, thre
 
     Args:
         handle: the network.
-        samples: `(n, channel, band, y, x)`, finite.
-        valid: pixels that count, `(n, y, x)`; None where all do.
+        samples: `(n, ...)` as the network takes them, finite.
+        valid: pixels that count, `(n, y, x)`; None where all do. Only networks that take means are told.
         threads: batches under way at once on a CPU, each computed on one thread.
 
     Returns:
-        `(n, band, y, x)`, and how it was computed.
+        What the network gives, `(n, ...)`, and how it was computed.
 
     Raises:
         ConfigError: not even one sample fits.
@@ -176,23 +177,36 @@ def _precision(handle: ModelHandle, rung: Rung) -> Precision:
 
 def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: Rung, threads: int) -> Samples:
     network = handle.load(rung.device)
-    made = np.empty((len(samples), *samples.shape[2:]), np.float32)
+    told = valid is not None and "valid" in inspect.signature(network.forward).parameters
 
-    def forward(first: int) -> None:
+    def forward(first: int) -> Samples:
         _compute_on_one_thread()
         part = slice(first, first + rung.batch)
         with torch.inference_mode(), _arithmetic(handle, rung):
             x = torch.from_numpy(samples[part]).to(rung.device)
-            counted = None if valid is None else torch.from_numpy(valid[part]).to(rung.device)
-            made[part] = network(x, valid=counted)[:, 0].float().cpu().numpy()
+            counted = {"valid": torch.from_numpy(valid[part]).to(rung.device)} if told and valid is not None else {}
+            answer: Samples = network(x, **counted).float().cpu().numpy()
+        return answer
 
     batches = range(0, len(samples), rung.batch)
     if rung.device != "cpu" or threads == 1 or len(batches) == 1:
-        for first in batches:
-            forward(first)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(forward, batches))
+        return _gathered(len(samples), map(forward, batches))
+    with ThreadPoolExecutor(threads) as pool:
+        return _gathered(len(samples), pool.map(forward, batches))
+
+
+def _gathered(count: int, answers: Iterable[Samples]) -> Samples:
+    """Answers of batches put together as they come, so that few of them are held twice."""
+    made: Samples | None = None
+    done = 0
+    for answer in answers:
+        if len(answer) == count:
+            return answer
+        if made is None:
+            made = np.empty((count, *answer.shape[1:]), np.float32)
+        made[done : done + len(answer)] = answer
+        done += len(answer)
+    assert made is not None
     return made
 
 
@@ -222,19 +236,18 @@ def _compute_on_one_thread() -> None:
 
 
 @cache
-def activation_bytes(handle: ModelHandle, channels: int, bands: int, multiple: int) -> float:
+def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: int) -> float:
     """Bytes that a network holds at its peak for every pixel `(y, x)` of a sample, measured on a small one.
 
     Args:
         handle: the network.
-        channels: input channels.
-        bands: bands of a sample.
+        leading: sizes of a sample's axes before y and x, such as its bands.
         multiple: height and width of a sample are multiples of this.
     """
     side = -(-_PROBE // multiple) * multiple
     network = handle.load("cpu")
     with torch.inference_mode(), _LiveBytes() as live:
-        network(torch.zeros(1, channels, bands, side, side))
+        network(torch.zeros(1, *leading, side, side))
     return float(live.peak / side**2)
 
 

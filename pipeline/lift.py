@@ -5,6 +5,7 @@ The graph holds one task a block and names the stage by its parameters alone; pi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import dask.array as da
@@ -120,7 +121,7 @@ def _lazy_blocks(
     tiles: _LazyTiles | None,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    factor = after.scale // before.scale
+    factor = Fraction(after.scale) / before.scale
     halo = stage.halo(before)
     rows: dict[int, list[dict[str, Any]]] = {}
     for core in _windows(before):
@@ -132,7 +133,7 @@ def _lazy_blocks(
         pieces = {}
         for name in names:
             leading = after.sizes(name)[:-2]
-            shape = (*leading, core.height * factor, core.width * factor)
+            shape = (*leading, *core.scaled(factor).shape)
             dtype = after.variables[name].encoding.decoded_dtype
             pieces[name] = da.from_delayed(made[name], shape, dtype=dtype)
         rows.setdefault(core.row, []).append(pieces)
@@ -173,7 +174,7 @@ def _apply(
     core: Window,
     arrays: dict[str, Array],
     stats: Stats,
-    factor: int,
+    factor: Fraction,
     names: Sequence[str],
 ) -> dict[str, Array]:
     made = stage.apply(Block(spec, window, core, arrays), stats)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from cubeloom.errors import ConfigError
 
 from .blocks import halos_before
-from .grids import CHUNK, STATISTICS_BLOCK, Shape, tile
+from .grids import CHUNK, STATISTICS_BLOCK, Shape, scaled_shape, tile
 from .readers.base import Source
 from .scene import SceneSpec
 from .stages.base import Stage
@@ -124,7 +125,7 @@ def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) 
     if tiling is None:
         return 0
     rows, cols = Lattice.of(spec.shape, tiling).shape
-    shape = (-(-rows // spec.scale) + 1, -(-cols // spec.scale) + 1)
+    shape = (math.ceil(rows / Fraction(spec.scale)) + 1, math.ceil(cols / Fraction(spec.scale)) + 1)
     read = _block_bytes(stages[:step], specs[: step + 1], shape, specs[0].shape)
     held = tiling.at_once * _array_bytes(spec, shape, specs[0].shape, 0)
     return held + max(read, stages[step].tile_bytes(spec))
@@ -157,21 +158,21 @@ def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Sha
     for stage, before, after, halo in zip(stages, specs[:-1], specs[1:], halos[:-1], strict=True):
         held = _array_bytes(before, block, scene, halo)
         cube = 4 * len(before.bands) * _pixels(before, block, scene, halo)
-        factor = after.scale // before.scale
-        made = _array_bytes(after, block, scene, halo * factor) - (
+        factor = Fraction(after.scale) / before.scale
+        made = _array_bytes(after, block, scene, math.ceil(halo * factor)) - (
             held if factor == 1 and after.group == before.group else 0
         )
         tiling = stage.tiling(before)
-        images = 2 * 4 * tiling.channels * _pixels(before, block, scene, halo) if tiling else 0  # the blend, one part
+        cells = _pixels(before, block, scene, halo) / tiling.stride**2 if tiling else 0
+        images = int(2 * 4 * tiling.channels * cells) if tiling else 0  # the blend, and one part of it
         peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube) + images)
     return peak
 
 
 def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:
-    height, width = (
-        min(size + 2 * halo // spec.scale, full) * spec.scale for size, full in zip(block, scene, strict=True)
-    )
-    return height * width
+    reach = math.ceil(2 * halo / Fraction(spec.scale))
+    rows, cols = (min(size + reach, full) for size, full in zip(block, scene, strict=True))
+    return math.prod(scaled_shape((rows, cols), spec.scale))
 
 
 def _array_bytes(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:

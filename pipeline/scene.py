@@ -7,6 +7,7 @@ them. `SceneSpec` is the same Scene as metadata only: stages plan on it, readers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from odc.geo.geobox import GeoBox
 from cubeloom.errors import InputError
 
 from .encoding import BOOL, FLAGS, FLOAT, REFLECTANCE, Encoding
+from .grids import Scale
 
 QUALITY_FLAGS: dict[str, int] = {
     "background": 1 << 0,
@@ -160,7 +162,7 @@ class SceneSpec:
         measurement: name of the cube that was measured (`reflectance`, `radiance`, `sigma0`).
         subject: name of the cube that the next stage works on; the measurement until a stage makes another.
         group: group of the product store this Scene is written to; empty for the native grid and bands.
-        scale: how many times finer the grid is than that of the source.
+        scale: how many times finer the grid is than that of the source; a fraction where it is coarser.
         attrs: further JSON-like metadata (angles, cloud cover, licence, ...), carried into store and item.
     """
 
@@ -175,7 +177,7 @@ class SceneSpec:
     measurement: str
     subject: str
     group: str = ""
-    scale: int = 1
+    scale: Scale = 1
     history: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,6 +191,7 @@ class SceneSpec:
         variable = self.variables[name]
         known = {"band": len(self.bands), "y": self.shape[0], "x": self.shape[1]}
         known["class"] = len(variable.attrs.get("class_values", ()))
+        known["feature"] = int(variable.attrs.get("features", 0))
         return tuple(known[dim] for dim in variable.dims)
 
     def with_variables(self, /, history: str = "", subject: str | None = None, **variables: Variable) -> "SceneSpec":
@@ -218,7 +221,7 @@ def spec_of(scene: xr.Dataset) -> SceneSpec:
     own = {
         key: attrs.pop(key) for key in ("scene_id", "sensor", "processing_level", "source", "measurement", "subject")
     }
-    own |= {"group": attrs.pop("group", ""), "scale": int(attrs.pop("scale", 1))}
+    own |= {"group": attrs.pop("group", ""), "scale": Fraction(attrs.pop("scale", 1))}
     time = datetime.fromisoformat(str(np.datetime_as_string(scene["time"].values.astype("datetime64[us]")))).replace(
         tzinfo=UTC
     )
@@ -262,7 +265,8 @@ def coordinates(spec: SceneSpec) -> xr.Dataset:
         "history": "\n".join(spec.history),
     }
     if spec.group:
-        attrs |= {"group": spec.group, "scale": spec.scale}
+        whole = Fraction(spec.scale).denominator == 1
+        attrs |= {"group": spec.group, "scale": int(spec.scale) if whole else float(spec.scale)}
     return xr.Dataset(coords={**coords, **_grid_coordinates(spec.grid)}, attrs=attrs)
 
 
@@ -413,7 +417,7 @@ def _band_problems(scene: xr.Dataset) -> list[str]:
 
 def _variable_problems(scene: xr.Dataset) -> list[str]:
     problems = [f"dimension {dim!r} is missing" for dim in ("y", "x") if dim not in scene.dims]
-    allowed: tuple[tuple[str, ...], ...] = (("band", "y", "x"), ("class", "y", "x"), ("y", "x"))
+    allowed = (("band", "y", "x"), ("class", "y", "x"), ("feature", "y", "x"), ("y", "x"))
     for name, variable in scene.data_vars.items():
         if variable.dims not in allowed:
             problems.append(f"variable {name!r} has dimensions {variable.dims}, expected one of {allowed}")

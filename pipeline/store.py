@@ -12,7 +12,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from cubeloom.errors import StoreError
 from .chunks import (
     BLOSC_BLOCK,
     Hashes,
-    block_keys,
+    chunk_edge,
+    chunk_keys,
     coarsened,
     digest,
     fill_value,
@@ -37,7 +37,7 @@ from .chunks import (
     read_chunk,
 )
 from .folders import Folder
-from .grids import CHUNK, Shape, whole
+from .grids import whole
 from .overviews import overview_factors
 from .scene import SceneSpec, coordinates
 
@@ -99,10 +99,10 @@ def _create_group(layout: MemoryStore, group: str, spec: SceneSpec) -> None:
 
 def _all_keys(spec: SceneSpec) -> Iterator[str]:
     """Paths of all chunks of a group and its overviews."""
-    yield from block_keys([spec], whole(_native_shape(spec)))
+    yield from chunk_keys(spec, spec.group, whole(spec.shape))
     for factor in overview_factors(spec.shape):
         coarse = coarsened(spec, factor)
-        yield from block_keys([replace(coarse, group=overview_group(spec.group, factor), scale=1)], whole(coarse.shape))
+        yield from chunk_keys(coarse, overview_group(spec.group, factor), whole(coarse.shape))
 
 
 def _create_array(root: zarr.Group, name: str, spec: SceneSpec) -> None:
@@ -133,7 +133,7 @@ def _create_array(root: zarr.Group, name: str, spec: SceneSpec) -> None:
 
 
 def _chunk_shape(spec: SceneSpec, name: str) -> tuple[int, ...]:
-    return (*spec.sizes(name)[:-2], CHUNK, CHUNK)
+    return (*spec.sizes(name)[:-2], chunk_edge(spec), chunk_edge(spec))
 
 
 def _geo_attributes(spec: SceneSpec) -> dict[str, Any]:
@@ -206,13 +206,9 @@ def seal(
 
 
 def _require_all_chunks(path: Path, groups: Sequence[SceneSpec], known: Mapping[str, str]) -> None:
-    expected = {key for spec in groups for key in block_keys([spec], whole(_native_shape(spec)))}
+    expected = {key for spec in groups for key in chunk_keys(spec, spec.group, whole(spec.shape))}
     if missing := sorted(expected - known.keys()):
         raise StoreError(f"{path}: {len(missing)} of {len(expected)} chunks were never written, first {missing[0]}")
-
-
-def _native_shape(spec: SceneSpec) -> Shape:
-    return spec.shape[0] // spec.scale, spec.shape[1] // spec.scale
 
 
 def _verify_chunks(task: tuple[Path, Hashes]) -> None:

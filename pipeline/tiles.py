@@ -7,12 +7,13 @@ once. So a product is the same array whatever the blocks it is made in, also whe
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from .encoding import Array
-from .grids import Shape, Window
+from .grids import Shape, Window, whole
 
 FloatImages = npt.NDArray[np.float32]
 
@@ -28,6 +29,8 @@ class Tiling:
         channels: images that a tile comes back as, at most.
         at_once: tiles that go through the network together. Part of what a product is: some machines sum a batch in
             another order than a single sample.
+        stride: px of the scene to one of the images. Tiles begin at multiples of it, and so does their overlap.
+        exact: tiles have this very edge wherever the scene is as large; else they are as short as their number allows.
     """
 
     edge: int
@@ -35,6 +38,8 @@ class Tiling:
     multiple: int
     channels: int
     at_once: int = 1
+    stride: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class How:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a network gave for a group of tiles: images `(channel, y, x)` float32 of each, over its window."""
+    """What a network gave for a group of tiles: images `(channel, y, x)` float32 of each, over its window's cells."""
 
     images: Sequence[FloatImages]
     how: How
@@ -130,20 +135,38 @@ def _count(size: int, edge: int, overlap: int) -> int:
 
 @dataclass(frozen=True)
 class Lattice:
-    """The tiles of a scene, numbered row by row; all are of one shape."""
+    """The tiles of a scene, numbered row by row; all are of one shape.
+
+    They lie on a grid of cells, `stride` px of the scene each, of which the last ones may reach beyond it.
+
+    Attributes:
+        rows, cols: where they lie, in cells.
+        scene: height and width, px.
+        stride: px to a cell.
+    """
 
     rows: Axis
     cols: Axis
+    scene: Shape
+    stride: int = 1
 
     @classmethod
     def of(cls, shape: Shape, tiling: Tiling) -> "Lattice":
         """The lattice of a network over a scene of `shape`, px."""
-        return cls(*(Axis.fitted(size, tiling.edge, tiling.overlap, tiling.multiple) for size in shape))
+        stride = tiling.stride
+        edge, multiple, overlap = tiling.edge // stride, tiling.multiple // stride, ceil(tiling.overlap / stride)
+        axes = []
+        for cells in (ceil(size / stride) for size in shape):
+            if tiling.exact:
+                axes.append(Axis.of(cells, min(edge, ceil(cells / multiple) * multiple), overlap))
+            else:
+                axes.append(Axis.fitted(cells, edge, overlap, multiple))
+        return cls(*axes, shape, stride)
 
     @property
     def shape(self) -> Shape:
         """Height and width that the network sees, px; more than `window` has where the scene is smaller than a tile."""
-        return self.rows.edge, self.cols.edge
+        return self.rows.edge * self.stride, self.cols.edge * self.stride
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.cols.starts)
@@ -154,20 +177,25 @@ class Lattice:
 
     def window(self, number: int) -> Window:
         """The pixels of a tile that lie in the scene."""
+        return self.cells(number).scaled(self.stride).overlap(whole(self.scene))
+
+    def cells(self, number: int) -> Window:
+        """The cells of a tile; its images have a value for each."""
         row, col = self.place(number)
         (top, bottom), (left, right) = self.rows.span(row), self.cols.span(col)
         return Window(top, left, bottom - top, right - left)
 
     def touching(self, window: Window) -> list[int]:
-        """The tiles that share a pixel with `window`, in order."""
-        rows = self.rows.touching(window.row, window.stop[0])
-        cols = self.cols.touching(window.col, window.stop[1])
+        """The tiles that share a cell with the pixels of `window`, in order."""
+        cells = window.coarsened(self.stride)
+        rows = self.rows.touching(cells.row, cells.stop[0])
+        cols = self.cols.touching(cells.col, cells.stop[1])
         return [row * len(self.cols.starts) + col for row in rows for col in cols]
 
     def weights(self, number: int, part: Window) -> FloatImages:
-        """Share of a tile in the blend over `part` of it, `(y, x)`."""
+        """Share of a tile in the blend over some of its cells, `(y, x)`."""
         row, col = self.place(number)
-        rows, cols = part.within(self.window(number)).slices
+        rows, cols = part.within(self.cells(number)).slices
         share: FloatImages = self.rows.weights[row][rows][:, None] * self.cols.weights[col][cols]
         return share
 
@@ -178,24 +206,25 @@ class Lattice:
 
 
 def blend(lattice: Lattice, window: Window, tile: Callable[[int], Array]) -> FloatImages:
-    """What the tiles say of a window, `(channel, y, x)`.
+    """What the tiles say of a window, `(channel, y, x)`, with a value for each of its cells.
 
-    Every pixel sums the same tiles in the same order, so it is the same to the last bit in any window.
+    Every one sums the same tiles in the same order, so it is the same to the last bit in any window.
 
     Args:
         lattice: where the tiles lie.
         window: pixels wanted.
-        tile: gives the images of a tile by its number, over the tile's window.
+        tile: gives the images of a tile by its number, over the tile's cells.
     """
-    blended = np.zeros((0, *window.shape), np.float32)
+    cells = window.coarsened(lattice.stride)
+    blended = np.zeros((0, *cells.shape), np.float32)
     for number in lattice.touching(window):
-        outer = lattice.window(number)
-        shared = window.overlap(outer)
+        outer = lattice.cells(number)
+        shared = cells.overlap(outer)
         weights = lattice.weights(number, shared)
         images: Array = shared.crop(tile(number), outer)
         if not len(blended):
-            blended = np.zeros((len(images), *window.shape), np.float32)
-        target = blended[(..., *shared.within(window).slices)]
+            blended = np.zeros((len(images), *cells.shape), np.float32)
+        target = blended[(..., *shared.within(cells).slices)]
         target += images if (weights == 1).all() else images * weights
     return blended
 

@@ -184,7 +184,7 @@ class NetworkMethod(ABC):
         tiling = self.tiling(spec)
         rows, cols = Lattice.of(spec.shape, tiling).shape
         count, channels, bands = self.sample_shape(spec)
-        activations = activation_bytes(self.handle, channels, bands, tiling.multiple)
+        activations = activation_bytes(self.handle, (channels, bands), tiling.multiple)
         samples = 4 * tiling.at_once * count * bands * (channels + 1 + (channels if self.uncertainty else 0))
         results = 4 * (tiling.at_once + 2) * tiling.channels
         return int(rows * cols * (activations + samples + results))
@@ -217,7 +217,7 @@ class NetworkMethod(ABC):
         for turn in TURNS if self.uncertainty else TURNS[:1]:
             valid = None if counted is None else turn.turned(counted)
             answers, how = predict(self.handle, turn.turned(inputs), valid, threads)
-            answers = turn.undone(answers)
+            answers = turn.undone(answers[:, 0])
             for mean in means:
                 mean.add(answers[: len(mean.sample.inputs)])
                 answers = answers[len(mean.sample.inputs) :]

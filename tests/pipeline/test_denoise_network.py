@@ -212,7 +212,7 @@ def test_the_network_is_told_the_noise_of_what_it_gets(network, make_scene, monk
     stage = network("eigenimages", card={**EIGEN, "tile": 128}, strength=0.5)
     seen = []
     monkeypatch.setattr(
-        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, 0], inference.How())
+        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, :1], inference.How())
     )
     made(scene, stage)
     (x,) = seen
@@ -228,7 +228,7 @@ def test_scaled_bands_lie_between_0_and_1(network, make_scene, monkeypatch):
     scene["reflectance"].values[2, 0, 0] = 40.0
     seen = []
     monkeypatch.setattr(
-        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, 0], inference.How())
+        inference, "predict", lambda handle, x, valid, threads: seen.append(x) or (x[:, :1], inference.How())
     )
     made(scene, network("bands", card={"tile": 128}))
     (x,) = seen
@@ -242,7 +242,7 @@ def test_reflection_comes_in_at_the_scene_edge_alone(network, make_scene, monkey
     """The network sees the scene's own pixels in every tile; only a scene smaller than its tile is grown."""
     seen = []
     monkeypatch.setattr(
-        inference, "predict", lambda handle, x, valid, threads: seen.append((x, valid)) or (x[:, 0], inference.How())
+        inference, "predict", lambda handle, x, valid, threads: seen.append((x, valid)) or (x[:, :1], inference.How())
     )
     scene = make_scene(height=150, width=140, bands=8, background=0)
     scene["quality"].values[:] = 0
