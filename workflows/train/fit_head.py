@@ -61,7 +61,8 @@ def fit_head(
         ModelError: no such model, or the scene lacks its bands.
         InputError: labels that cannot be used.
     """
-    base, encoder = model_card(model, weights), create_model(model, weights)
+    base = model_card(model, weights)
+    encoder: Any = create_model(model, weights)
     if not hasattr(encoder, "reset_head"):
         raise ConfigError(f"{model}: {base.family} is no spectral backbone, such as spectral_vit_nano")
     encoder.reset_head(0)
