@@ -119,13 +119,15 @@ def test_two_epochs_with_a_stop_are_those_without(write, tmp_path, method):
     assert not torch.equal(network.state_dict()["vit_core.cls_token"], untrained["vit_core.cls_token"])
 
 
-@pytest.mark.parametrize(("method", "steps"), [("mae", 40), ("moco", 30), ("dino", 30)])
+@pytest.mark.parametrize(("method", "steps"), [("mae", 20), ("moco", 12), ("dino", 12)])
 def test_the_loss_falls(recipe, earth, method, steps):
     """On one batch again and again, with what it is compared to held: MoCo's queue, DINO's teacher and centre."""
     chosen = recipe(method, batch=4, learning_rate=2e-3)
     module, batch = module_of(chosen), views_of(chosen, earth).batch(0)
-    for _ in range(20 if method == "dino" else 0):
-        module.training_step(batch, 0)  # brings the centre to the teacher's outputs
+    if method == "dino":
+        with torch.no_grad():
+            views = batch.flatten(0, 1)
+            module.get_buffer("centre").copy_(module.teacher_head(module.teacher(views)).mean(0))
     optimiser, found = module.optimiser(), []
     for step in range(steps):
         torch.manual_seed(step % 4)
@@ -136,7 +138,7 @@ def test_the_loss_falls(recipe, earth, method, steps):
         found.append(float(loss.detach()))
         if method == "moco":
             module.get_buffer("queue").copy_(torch.eye(6, 16))
-    assert np.mean(found[-4:]) < 0.8 * np.mean(found[:4])
+    assert np.mean(found[-3:]) < 0.9 * np.mean(found[:3])
 
 
 def module_of(recipe):
