@@ -75,7 +75,7 @@ def gaussians(
     return [Response(name, float(c), float(w)) for name, c, w in zip(names, wavelengths, fwhm, strict=True)]
 
 
-def _half_maximum_width(wavelength: FloatArray, response: FloatArray) -> float:
+def half_maximum_width(wavelength: FloatArray, response: FloatArray) -> float:
     """Distance, nm, between the outermost crossings of half the maximum, linear between samples."""
     above = np.flatnonzero(response >= response.max() / 2)
     first, last, half = int(above[0]), int(above[-1]), response.max() / 2
@@ -131,7 +131,7 @@ def _responses(path: Path, names: list[str], numbers: FloatArray) -> list[Respon
             raise InputError(f"response table {path}: band {name!r} has no positive response")
         weight = np.maximum(response, 0) * np.gradient(wavelength)
         centre = float((weight * wavelength).sum() / weight.sum())
-        responses.append(Response(name, centre, _half_maximum_width(wavelength, response), (wavelength, response)))
+        responses.append(Response(name, centre, half_maximum_width(wavelength, response), (wavelength, response)))
     return responses
 
 

@@ -1,0 +1,84 @@
+"""What a Sentinel-2 product's metadata say of one of its grids, as a Scene without pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cubeloom.pipeline.scene import SceneSpec, Variable, cube_variable, defect_variable, quality_variable
+from cubeloom.untrusted import safe_name
+
+from .sentinel2_bands import Band, scene_bands
+from .sentinel2_metadata import ProductMetadata
+from .sentinel2_quality import QualityFiles
+from .sentinel2_tile import TileMetadata
+
+LONG_NAMES = {"L2A": "surface reflectance", "L1C": "top-of-atmosphere reflectance"}
+LICENCE = "Copernicus Sentinel data: free, full and open access"
+
+
+def scene_spec(
+    metadata: ProductMetadata, tile: TileMetadata, bands: Sequence[Band], resolution: int, quality: QualityFiles
+) -> SceneSpec:
+    """The Scene of one grid of a product.
+
+    Args:
+        metadata: of the product.
+        tile: of its tile.
+        bands: of the Scene, ascending.
+        resolution: of the grid, m. The Scene of the 10 m grid has the product's name; the others add theirs.
+        quality: the masks there are.
+
+    Raises:
+        InputError: the product's name cannot be used as one.
+    """
+    variables: dict[str, Variable] = {
+        "reflectance": cube_variable("reflectance", long_name=LONG_NAMES[metadata.level]),
+        "quality": quality_variable(),
+    }
+    if quality.by_band:
+        variables["defect"] = defect_variable()
+    suffix = "" if resolution == 10 else f"-{resolution}m"
+    return SceneSpec(
+        scene_id=safe_name(metadata.name + suffix, "scene id"),
+        sensor=metadata.sensor,
+        processing_level=metadata.level,
+        time=tile.time,
+        source=metadata.name,
+        bands=scene_bands(bands),
+        grid=tile.grids[resolution],
+        variables=variables,
+        measurement="reflectance",
+        subject="reflectance",
+        history=(_history(metadata, bands),),
+        attrs=_attrs(metadata, tile, bands),
+    )
+
+
+def _history(metadata: ProductMetadata, bands: Sequence[Band]) -> str:
+    offsets = sorted({metadata.offset[band.name] for band in bands})
+    shown = " or ".join(f"{offset:g}" for offset in offsets)
+    stated = "as the metadata state" if metadata.offset_stated else "since the metadata state none"
+    return (
+        f"reflectance = (DN + offset) / {metadata.quantification:g}, offset {shown} {stated} (processing baseline "
+        f"{metadata.attrs.get('processing_version', 'unknown')})"
+    )
+
+
+def _attrs(metadata: ProductMetadata, tile: TileMetadata, bands: Sequence[Band]) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        **metadata.attrs,
+        "start_datetime": metadata.start.isoformat(),
+        "end_datetime": metadata.stop.isoformat(),
+        "mgrs_tile": tile.tile.removeprefix("T"),
+        "sun_elevation": round(90 - float(tile.mean_sun.zenith), 6),
+        "sun_azimuth": float(tile.mean_sun.azimuth),
+        "band_names": {str(band.number): band.name for band in bands},
+        "license": LICENCE,
+    }
+    views = [tile.mean_view[band.name] for band in bands if band.name in tile.mean_view]
+    if views:
+        attrs["view_off_nadir"] = round(float(np.mean([view.zenith for view in views])), 6)
+        turn = np.radians([view.azimuth for view in views])
+        attrs["view_azimuth"] = round(float(np.degrees(np.arctan2(np.sin(turn).sum(), np.cos(turn).sum())) % 360), 6)
+    return attrs
