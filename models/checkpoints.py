@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 FILE_LIMIT = 16 * 2**30
 """Bytes of a weights' file, packed and unpacked."""
-KEY_PATHS = ("net", "state_dict")
+KEY_PATHS = ("net", "state_dict", "model")
 """Where checkpoints keep the network's weights beside an optimiser's state."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every key."""
@@ -43,8 +43,8 @@ def weights_digest(path: Path) -> str:
 def read_weights(path: Path, sha256: str) -> "StateDict":
     """The tensors of a weights' file by key, on the CPU; nothing in the file is run.
 
-    The file is read once, so what is parsed is what was hashed. Of a checkpoint the part under `net` or `state_dict`
-    is taken, and prefixes of wrappers around the network are dropped.
+    The file is read once, so what is parsed is what was hashed. Of a checkpoint the part under one of `KEY_PATHS` is
+    taken, and prefixes of wrappers around the network are dropped.
 
     Args:
         path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` as `torch.save` writes them.
@@ -68,7 +68,7 @@ def read_weights(path: Path, sha256: str) -> "StateDict":
 
 
 def load_strictly(network: "nn.Module", state: "StateDict", origin: str) -> None:
-    """Copy weights into a network whose keys and shapes must be exactly theirs.
+    """Copy weights into a network whose keys and shapes must be exactly theirs; into one on `meta` too.
 
     A missing `num_batches_tracked` is let pass: older batch norms had none, and inference does not read it.
 
@@ -95,7 +95,20 @@ def load_strictly(network: "nn.Module", state: "StateDict", origin: str) -> None
             f"weights {origin} are of another architecture than {type(network).__name__}, or of other settings: "
             f"{listed} (of {len(expected)} keys)"
         )
-    network.load_state_dict(state, strict=False)  # checked above, but for what may be missing
+    if any(value.is_meta for value in expected.values()):
+        state = {key: _own(state.get(key), value) for key, value in expected.items()}
+        network.load_state_dict(state, assign=True)
+    else:
+        network.load_state_dict(state, strict=False)  # checked above, but for what may be missing
+
+
+def _own(value: "Tensor | None", expected: "Tensor") -> "Tensor":
+    """A copy of a weight, of the network's type; zeros for a missing one."""
+    import torch
+
+    if value is None:
+        return torch.zeros_like(expected, device="cpu")
+    return value.detach().to(expected.dtype, copy=True)
 
 
 def write_weights(network: "nn.Module", path: Path) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cubeloom.errors import ModelError
 
 from .cards import SUFFIX, Card, card_path, did_you_mean, problems, read_card, write_card
-from .checkpoints import SUFFIXES, load_strictly, read_weights, weights_digest, write_weights
+from .checkpoints import FILE_LIMIT, SUFFIXES, load_strictly, read_weights, weights_digest, write_weights
 from .hub import PREFIX, fetch, parse_source
 
 if TYPE_CHECKING:
@@ -73,14 +73,27 @@ class Family:
         except ValidationError as error:
             raise ModelError(f"model {self.name}, settings {dict(settings)}: {problems(error)}") from None
 
-    def network(self, settings: Mapping[str, Any]) -> "Network":
+    def network(self, settings: Mapping[str, Any], *, to_load: bool = False) -> "Network":
         """An untrained network.
+
+        Args:
+            settings: of the architecture.
+            to_load: all its weights will be loaded by `load_strictly`; until then it has none where it can do without.
 
         Raises:
             ModelError: the settings are of a kind or size that cannot be built.
         """
+        import torch
+
         try:
-            return self.build(**settings)
+            with torch.device("meta"):  # shapes without memory: what is too large is told before it is allocated
+                sketch = self.build(**settings)
+            size = sum(value.nbytes for value in (*sketch.parameters(), *sketch.buffers()))
+            if size > FILE_LIMIT:
+                raise ValueError(
+                    f"its weights would take {size / 1e9:,.0f} GB; at most {FILE_LIMIT / 1e9:,.0f} are built"
+                )
+            return sketch if to_load and _all_is_weights(sketch) else self.build(**settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"model {self.name} cannot be built with settings {dict(settings)}: {error}") from error
 
@@ -175,7 +188,7 @@ def create_model(name: str, weights: str | Path | None = None, **settings: Any) 
             another architecture; says which and what to do.
     """
     found = _find(name, weights, settings)
-    network = found.family.network(found.card.settings)
+    network = found.family.network(found.card.settings, to_load=found.path is not None)
     if found.path is not None:
         state = read_weights(found.path, found.card.sha256)
         load_strictly(network, found.family.translated(state, network), str(found.path))
@@ -232,6 +245,15 @@ class _Found:
     family: Family
     path: Path | None
     card: Card
+
+
+def _all_is_weights(sketch: "Network") -> bool:
+    """Whether a state dict holds all arrays of a network, so that loading one fills it."""
+    from torch import Tensor
+
+    loaded = sketch.state_dict().keys()
+    kept = any(isinstance(value, Tensor) for module in sketch.modules() for value in vars(module).values())
+    return not kept and all(name in loaded for name, _ in sketch.named_buffers())
 
 
 def _find(name: str, weights: str | Path | None, settings: Mapping[str, Any]) -> _Found:

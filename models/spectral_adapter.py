@@ -162,7 +162,7 @@ class _Products(torch.autograd.Function):
         outputs, inputs, kernel = weight.shape
         taps = weight.permute(2, 1, 0).reshape(kernel * inputs, outputs)
         of_taps, of_bias = torch.zeros_like(taps), weight.new_zeros(outputs)
-        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_x = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
         gradient = gradient.contiguous()
         for n, sample in enumerate(x.flatten(1, 2)):
             written = 0

@@ -102,16 +102,21 @@ def _uper_head(encoder: SpectralNetwork, indices: list[int], num_classes: int, w
     return UPerHead(channels, num_classes, width, pyramid)
 
 
+def _require_family(name: str, settings: Mapping[str, Any] | None) -> None:
+    """Refuse what would be overwritten: weights of a backbone alone, and a head of its own."""
+    if "." in name:
+        raise ModelError(f"backbone {name!r} names weights; name its family alone, and load the weights of the whole")
+    if "num_classes" in (settings or {}):
+        raise ModelError("backbone_settings: num_classes is of the head; give it beside backbone")
+
+
 def _backbone(name: str, settings: Mapping[str, Any] | None) -> SpectralNetwork:
     """A backbone of the registry, untrained and without a head.
 
     Raises:
         ModelError: there is none, or its settings are wrong.
     """
-    if "." in name:
-        raise ModelError(f"backbone {name!r} names weights; name its family alone, and load the weights of the whole")
-    if "num_classes" in (settings or {}):
-        raise ModelError("backbone_settings: num_classes is of the head; give it beside backbone")
+    _require_family(name, settings)
     network = create_model(name, **settings or {})
     if not isinstance(network, SpectralNetwork):
         raise ModelError(f"backbone {name!r} gives no feature maps; expected a spectral one, such as {BACKBONE}")
@@ -122,6 +127,7 @@ def _card_fields(
     task: str, backbone: str = BACKBONE, backbone_settings: Mapping[str, Any] | None = None, **_: object
 ) -> Mapping[str, Any]:
     """Those of the backbone, but for the task."""
+    _require_family(backbone, backbone_settings)
     card = model_card(backbone, **backbone_settings or {})
     of_weights = {"name", "family", "tag", "settings", "sha256", "licence", "training", "metrics", "log"}
     halo = card.tile // BLENDED if task == "segment" else 0

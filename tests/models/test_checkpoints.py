@@ -132,7 +132,7 @@ class TestRefused:
 
     def test_a_checkpoint_without_a_state_dict(self, tmp_path):
         torch.save({"weights_of_mine": {"a": torch.ones(1)}, "epoch": 3}, tmp_path / "a.pt")
-        with pytest.raises(ModelError, match=r"under net or state_dict; found weights_of_mine, epoch"):
+        with pytest.raises(ModelError, match=r"under net or state_dict or model; found weights_of_mine, epoch"):
             read(tmp_path / "a.pt")
         torch.save([torch.ones(1)], tmp_path / "b.pt")
         with pytest.raises(ModelError, match=r"found list"):

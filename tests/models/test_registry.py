@@ -184,6 +184,61 @@ class TestWeights:
             save_model(tiny, tmp_path / "x.pth", card)
 
 
+class TestLoading:
+    """Weights that fill a network which had none before."""
+
+    def test_they_are_the_networks_own(self, tiny, tmp_path):
+        save_model(tiny, tmp_path / "a.safetensors", Card(name="tiny", family="tiny"))
+        loaded = create_model("tiny", tmp_path / "a.safetensors")
+        assert all(not value.is_meta and value.requires_grad for value in loaded.parameters())
+        with torch.no_grad():
+            loaded.head.weight.zero_()
+        assert torch.equal(create_model("tiny", tmp_path / "a.safetensors").head.weight, tiny.head.weight)
+
+    def test_they_take_the_networks_type(self, tiny, tmp_path):
+        torch.save({key: value.double() for key, value in tiny.state_dict().items()}, tmp_path / "a.pt")
+        assert {value.dtype for value in create_model("tiny", tmp_path / "a.pt").parameters()} == {torch.float32}
+
+    def test_a_missing_counter_is_zero(self, tiny, tmp_path):
+        state = {key: value for key, value in tiny.state_dict().items() if "num_batches" not in key}
+        torch.save(state, tmp_path / "a.pt")
+        assert create_model("tiny", tmp_path / "a.pt").bn.num_batches_tracked == 0
+
+    @pytest.mark.parametrize("where", ["buffer", "attribute"])
+    def test_what_no_state_dict_holds_is_computed(self, families, tmp_path, where):
+        class Ramped(families):
+            def __init__(self) -> None:
+                super().__init__(1, 4)
+                if where == "buffer":
+                    self.register_buffer("ramp", torch.arange(3.0), persistent=False)
+                else:
+                    self.ramp = torch.arange(3.0)
+
+        registry.register_model("ramped")(lambda: Ramped())
+        save_model(create_model("ramped"), tmp_path / "a.safetensors", Card(name="ramped", family="ramped"))
+        assert create_model("ramped", tmp_path / "a.safetensors").ramp.tolist() == [0, 1, 2]
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("name", "settings"),
+        [
+            ("freenet", {"width": 1e4}),
+            ("freenet", {"num_classes": 2**40}),
+            ("hsdt_s", {"num_bands": 10**10}),
+            ("spectral_resnet50", {"num_classes": 2**40}),
+            ("spectral_vit_nano", {"image_size": 2**20}),
+            ("spectral_vit_nano", {"patch_size": 2**10, "image_size": 2**10 * 200}),
+            ("spectral_timm", {"num_classes": 2**60}),
+            ("spectral_segmenter", {"head": "upernet", "head_width": 2**20}),
+            ("spectral_regressor", {"outputs": 2**40}),
+        ],
+    )
+    def test_a_network_that_would_fill_the_memory_is_not_built(self, name, settings):
+        with pytest.raises(ModelError, match=f"model {name} cannot be built with settings .*: "):
+            create_model(name, **settings)
+
+
 class TestCards:
     def test_a_card_is_found_by_the_weights_and_by_its_own_name(self, saved):
         card = model_card(saved)
@@ -287,7 +342,11 @@ class TestChannels:
 
 class TestPage:
     def test_every_key_of_a_card_is_described_with_its_default(self):
-        rows = dict(re.findall(r"^\| `(\w+)` \| (`[^`]+`)? ?\|", PAGE.partition("## Cards")[2], re.MULTILINE))
+        rows = dict(
+            re.findall(
+                r"^\| `(\w+)` \| (`[^`]+`)? ?\|", PAGE.partition("## Cards")[2].partition("\n## ")[0], re.MULTILINE
+            )
+        )
         fields = {name: field.get_default(call_default_factory=True) for name, field in Card.model_fields.items()}
         fields = {name: list(default) if isinstance(default, tuple) else default for name, default in fields.items()}
         expected = {name: None if default is PydanticUndefined else default for name, default in fields.items()}
