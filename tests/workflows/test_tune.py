@@ -12,7 +12,7 @@ import yaml
 import cubeloom
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import read_card
-from cubeloom.models.registry import create_model, model_card
+from cubeloom.models.registry import create_model, model_card, save_model
 from cubeloom.pipeline.scene import spec_of
 from cubeloom.workflows.train import load_recipe, train
 from cubeloom.workflows.train.tune import TuneModule, set_modes
@@ -355,6 +355,18 @@ class TestTraining:
         assert one.read_bytes() == two.read_bytes()
         assert read_card(tmp_path / "a.card.json").metrics == read_card(tmp_path / "b.card.json").metrics
         assert train(write(), two).metrics == report.metrics  # finished before
+
+    def test_a_kill_before_the_best_weights_were_put_back_changes_nothing(self, write, tmp_path):
+        out, path = tmp_path / "a.safetensors", write(steps=2)
+        train(path, out)
+        finished, digest = read_card(tmp_path / "a.card.json"), out.read_bytes()
+        left = {key: value for key, value in finished.training.items() if key not in ("best_step", "saved", "test")}
+        save_model(
+            create_model("spectral_segmenter", **finished.settings), out, finished.model_copy(update={"training": left})
+        )
+        assert train(path, out).metrics == finished.metrics
+        assert out.read_bytes() == digest
+        assert read_card(tmp_path / "a.card.json") == finished
 
     def test_the_best_weights_of_validation_are_saved(self, write, tmp_path):
         """Steps so large that the network gets worse again."""
