@@ -1,6 +1,7 @@
 """The methods that an evaluation of classification compares: one protocol, found by name."""
 
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,9 +83,8 @@ class Column:
 
     @property
     def label(self) -> str:
-        """The name for tables and figures, in which a file of weights stands without its folder."""
-        start, at, rest = self.name.partition("@")
-        return f"{start}{at}{rest.rpartition('/')[2]}"
+        """The name for tables and figures, in which files stand without their folders."""
+        return re.sub(r"(?<=[@=:])[^@=+]*/", "", self.name)
 
     def describe(self) -> dict[str, Any]:
         """What there is to say of it, for JSON; for published weights with their digest where they load."""

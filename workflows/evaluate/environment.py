@@ -1,7 +1,6 @@
 """What a measurement ran on and what it cost."""
 
 import ctypes
-import gc
 import os
 import platform
 import re
@@ -63,7 +62,6 @@ def _reset_peak() -> int | None:
 
     Memory that earlier work has freed goes back to the system first: later work would take it without a trace.
     """
-    gc.collect()
     with suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
