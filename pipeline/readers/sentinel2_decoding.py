@@ -9,6 +9,7 @@ from cubeloom.pipeline.encoding import REFLECTANCE, Array, Packed
 
 FloatArray = npt.NDArray[np.float64]
 _HIGHEST = int(np.iinfo(REFLECTANCE.dtype).max)
+_FILL = np.int16(-32768)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,4 +45,4 @@ class Decoding:
         shifted = numbers.astype(np.int32)
         shifted += offset.astype(np.int32)
         np.minimum(shifted, _HIGHEST, out=shifted)
-        return Packed(np.where(known, shifted, REFLECTANCE.fill).astype(REFLECTANCE.dtype), REFLECTANCE)
+        return Packed(np.where(known, shifted, _FILL).astype(REFLECTANCE.dtype), REFLECTANCE)

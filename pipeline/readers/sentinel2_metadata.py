@@ -169,7 +169,7 @@ def _response(node: Node, name: str) -> Response:
     start, step = node.number("Wavelength/MIN"), node.number("Spectral_Response/STEP")
     centre = node.number("Wavelength/CENTRAL")
     sound = np.isfinite(values).all() and values.size > 1 and values.max() > 0 and 0.1 <= step <= 100
-    wavelength = start + step * np.arange(values.size)
+    wavelength = np.asarray(start + step * np.arange(values.size), np.float64)
     if not (sound and start > 300 and wavelength[0] <= centre <= wavelength[-1] < 3000):
         raise InputError(
             f"{node.origin}: the response of {name} cannot be: {values.size} values from {start:g} nm in steps of "

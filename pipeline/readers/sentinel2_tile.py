@@ -144,7 +144,7 @@ def _grid(root: Node, resolution: int) -> GeoBox:
     place = root.one(f"{_GEOCODING}/Geoposition[@resolution='{resolution}']")
     shape = size.whole("NROWS", LARGEST_SIDE), size.whole("NCOLS", LARGEST_SIDE)
     step = place.number("XDIM"), place.number("YDIM")
-    if step != (resolution, -resolution):
+    if max(abs(step[0] - resolution), abs(step[1] + resolution)) > 0:
         raise InputError(f"{root.origin}: the {resolution} m grid has steps of {step[0]:g} and {step[1]:g} m")
     code = root.text(f"{_GEOCODING}/HORIZONTAL_CS_CODE")
     if not (code.startswith(("EPSG:326", "EPSG:327")) and code[5:].isdecimal() and len(code) == 10):

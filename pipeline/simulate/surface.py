@@ -44,10 +44,13 @@ class Surface:
     palette: Float32Array
     directions: Float32Array
 
-    def reflectance(self, y: Float32Array, x: Float32Array, spectra: Materials) -> Float32Array:
-        """Reflectance `(n, band)` of pixels centred at (y, x), in px of the landscape's grid (0.5 is a centre)."""
+    def reflectance(self, y: Float32Array, x: Float32Array, spectra: Materials, size: float = 1.0) -> Float32Array:
+        """Reflectance `(n, band)` of pixels centred at (y, x), in px of the landscape's grid (0.5 is a centre).
+
+        `size` is the pixels' edge on that grid.
+        """
         rows, cols = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
-        traits = self._mixture(y, x)
+        traits = self._mixture(y, x, size)
         change = self.landscape.texture[:, rows, cols].astype(np.float32).T @ self.directions
         traits[:, :TEXTURED] *= np.exp(change)
         grounds = traits[:, :N_GROUNDS]
@@ -66,17 +69,18 @@ class Surface:
         most = votes == votes.max(axis=0)
         return np.asarray(np.where(most, cells, 255).min(axis=0), np.uint8)
 
-    def _mixture(self, y: Float32Array, x: Float32Array) -> Float32Array:
+    def _mixture(self, y: Float32Array, x: Float32Array, size: float) -> Float32Array:
         """Mean of the palette rows of the cells inside each pixel, `(n, columns)`."""
         code = self.landscape.code
         total = np.zeros((y.size, cover.COLUMNS), np.float32)
-        steps = (np.arange(OVERSAMPLING) + 0.5) / OVERSAMPLING - 0.5
+        count = max(OVERSAMPLING, round(OVERSAMPLING * size))
+        steps = ((np.arange(count) + 0.5) / count - 0.5) * size
         for step_y in steps:
             rows = np.clip(np.floor((y + step_y) * OVERSAMPLING).astype(np.intp), 0, code.shape[0] - 1)
             for step_x in steps:
                 cols = np.clip(np.floor((x + step_x) * OVERSAMPLING).astype(np.intp), 0, code.shape[1] - 1)
                 total += self.palette[code[rows, cols]]
-        return total / np.float32(OVERSAMPLING**2)
+        return total / np.float32(count**2)
 
 
 def _vegetated(traits: Float32Array, spectra: Materials) -> Float32Array:

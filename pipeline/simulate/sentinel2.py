@@ -1,0 +1,178 @@
+"""`simulate_sentinel2`: a Sentinel-2 Level-2A product over the ground of a simulated EnMAP scene."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from rasterio.warp import transform
+
+from cubeloom.errors import ConfigError
+
+from .api import SimulatedProduct
+from .atmosphere import sun_position
+from .bands import operational
+from .observation import build_ground
+from .options import Options, settle_site
+from .sentinel2_metadata import ProductFacts
+from .sentinel2_product import TileWriter, shares, write_documents
+from .sentinel2_tile import Look, TileGrid, observe, tile_over
+from .weather import draw_weather
+
+_OFFSET_SINCE = 4
+"""First processing baseline whose numbers carry the offset."""
+_COLUMNS, _ROWS, _BELTS = "ABCDEFGHJKLMNPQRSTUVWXYZ", "ABCDEFGHJKLMNPQRSTUV", "CDEFGHJKLMNPQRSTUVWX"
+
+
+def simulate_sentinel2(
+    out: Path,
+    *,
+    seed: int = 0,
+    height: int = 256,
+    width: int = 256,
+    landscape: str = "temperate",
+    place: tuple[float, float] | None = None,
+    start: datetime | None = None,
+    delay_minutes: float = 20.0,
+    clouds: float = 0.05,
+    baseline: str = "05.11",
+    epsg: int | None = None,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> SimulatedProduct:
+    """Write a Sentinel-2 L2A product as ESA's SAFE folder, with its parameters beside it.
+
+    With the `seed`, `height`, `width`, `landscape`, `place` and `start` of a scene by `simulate_scene` (levels L1C and
+    L2A) it shows the same ground. The same arguments give the same pixels. A product of the same name is replaced.
+
+    Args:
+        out: folder for the product and `<PRODUCT>-TRUTH/`.
+        seed: decides all that is random; of the EnMAP scene.
+        height: of the EnMAP scene's rasters, px of 30 m.
+        width: of the EnMAP scene's rasters, px of 30 m.
+        landscape: `temperate`, `arid`, `coastal` or `alpine`.
+        place: latitude and longitude of the middle, deg; drawn as for the EnMAP scene when None.
+        start: the EnMAP scene's first line, with time zone; drawn as there when None.
+        delay_minutes: from then to this pass.
+        clouds: share of the tile under clouds, which are not those of the EnMAP scene, 0-0.95.
+        baseline: of the processor; from 04.00 on the numbers carry the offset of -1000.
+        epsg: UTM zone of the tile; the EnMAP scene's when None.
+        shift: east and north, m, by which the images are displaced, to try co-registration with.
+
+    Returns:
+        Where the product and its parameters lie.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    options = Options(
+        level="L2A",
+        seed=seed,
+        height=height,
+        width=width,
+        bands=operational(2, 2),
+        version="01.05.02",
+        layout="tiled",
+        container="folder",
+        clouds=clouds,
+        noise=1.0,
+        stripes=0.0,
+        dead_pixels=0.0,
+        landscape=landscape,
+        place=place,
+        start=start,
+        tile_id=1,
+    )
+    look, time = _look(options, delay_minutes, epsg, shift)
+    offset = -1000 if _baseline(baseline) >= _OFFSET_SINCE else 0
+    tile, orbit = mgrs_tile(look.grid, _latitude(look.grid)), 1 + seed % 143
+    processed = time.replace(microsecond=0) + timedelta(hours=5)
+    name = f"S2A_MSIL2A_{time:%Y%m%dT%H%M%S}_N{baseline.replace('.', '')}_R{orbit:03d}_{tile}_{processed:%Y%m%dT%H%M%S}"
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as scratch:
+        root, truth = Path(scratch) / f"{name}.SAFE", Path(scratch) / f"{name}-TRUTH"
+        truth.mkdir()
+        images = observe(look)
+        writer = TileWriter(
+            root, f"L2A_{tile}_A000001_{time:%Y%m%dT%H%M%S}", f"{tile}_{time:%Y%m%dT%H%M%S}", look.grid, offset
+        )
+        writer.write_images(images, look.sky.aerosol, look.sky.water_vapour)
+        writer.write_masks(images)
+        facts = ProductFacts(
+            name=name,
+            tile=tile,
+            granule=writer.granule,
+            baseline=baseline,
+            offset=offset,
+            start=time,
+            processed=processed,
+            orbit=orbit,
+            grid=look.grid,
+            sun=(look.sky.sun_zenith, look.sky.sun_azimuth),
+            images=writer.images,
+            masks=writer.masks,
+            shares=shares(images.classes),
+            corners=corners(look.grid),
+        )
+        write_documents(root, facts)
+        settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset}
+        (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return SimulatedProduct(_move(root, out), _move(truth, out), name)
+
+
+def _look(
+    options: Options, delay_minutes: float, epsg: int | None, shift: tuple[float, float]
+) -> tuple[Look, datetime]:
+    """What the instrument sees, and when; ground and sky are those of the EnMAP scene, the sun has moved on."""
+    if not abs(delay_minutes) <= 180:
+        raise ConfigError(f"delay_minutes is {delay_minutes:g}, expected -180 to 180")
+    if epsg is not None and not (epsg // 100 in (326, 327) and 1 <= epsg % 100 <= 60):
+        raise ConfigError(f"epsg is {epsg}, expected a UTM zone such as 32633")
+    site = settle_site(options)
+    ground = build_ground(options, site)
+    time = site.start + timedelta(minutes=delay_minutes)
+    zenith, azimuth, distance = sun_position(time, *site.place)
+    sky = replace(site.sky, sun_zenith=zenith, sun_azimuth=azimuth, sun_distance=distance, view_zenith=4.0)
+    everywhere = np.ones(ground.swath.shape, bool)
+    weather = draw_weather(np.random.default_rng([options.seed, 44]), everywhere, options.clouds, (zenith, azimuth))
+    seed = int(np.random.default_rng([options.seed, 45]).integers(2**63))
+    return Look(ground, weather, sky, tile_over(ground, epsg), shift, seed), time
+
+
+def _baseline(text: str) -> float:
+    parts = text.split(".")
+    if len(parts) != 2 or not all(len(part) == 2 and part.isdigit() for part in parts):
+        raise ConfigError(f"baseline is {text!r}, expected two numbers of two digits, such as 05.11")
+    return float(text)
+
+
+def corners(grid: TileGrid) -> list[tuple[float, float]]:
+    """Latitude and longitude of a tile's corners, in order round it."""
+    right, bottom = grid.left + 60 * grid.cells[1], grid.top - 60 * grid.cells[0]
+    x, y = [grid.left, right, right, grid.left], [grid.top, grid.top, bottom, bottom]
+    lon, lat = transform(f"EPSG:{grid.epsg}", "EPSG:4326", x, y)
+    return list(zip(lat, lon, strict=True))
+
+
+def _latitude(grid: TileGrid) -> float:
+    """Latitude of the tile's middle, deg."""
+    return float(np.mean([latitude for latitude, _ in corners(grid)]))
+
+
+def mgrs_tile(grid: TileGrid, latitude: float) -> str:
+    """Name of the 100 km square of the military grid that the tile's upper left corner lies in, with a T before it."""
+    zone = grid.epsg % 100
+    belt = _BELTS[int(np.clip((latitude + 80) // 8, 0, 19))]
+    column = _COLUMNS[((zone - 1) % 3 * 8 + int(grid.left // 100_000) - 1) % 24]
+    row = _ROWS[(int(grid.top // 100_000) + (5 if zone % 2 == 0 else 0)) % 20]
+    return f"T{zone:02d}{belt}{column}{row}"
+
+
+def _move(made: Path, out: Path) -> Path:
+    target = out / made.name
+    if target.is_dir():
+        shutil.rmtree(target)
+    return made.replace(target)
