@@ -36,8 +36,8 @@ EVERY = (
     "cnn1d+steps=60",
     "cnn2d+steps=60+patch=5+width=16",
     "freenet+steps=30+width=0.25+learning_rate=0.02",
-    "adapter+tune=frozen+head=linear+steps=30+tile_px=16+settings.image_size=16+batch=4+learning_rate=0.02",
-    "adapter+tune=full+steps=12+tile_px=16+settings.image_size=16+batch=4",
+    "adapter+tune=frozen+head=linear+steps=30+tile_px=16+settings.image_size=16+batch=2+learning_rate=0.02",
+    "adapter+tune=full+steps=12+tile_px=16+settings.image_size=16+batch=2",
 )
 
 
@@ -174,7 +174,8 @@ def test_folds_of_a_search_keep_squares_whole(image):
 def test_a_search_finds_what_fits(image):
     """A narrow kernel tells nothing of pixels it has not seen; the search on training pixels knows it."""
     [column] = parse_columns("svm")
-    mapper = column.method.fit(image, image.labels > 0, 0)
+    train = (image.labels > 0) & (np.random.default_rng(0).random(image.shape) < 0.3)
+    mapper = column.method.fit(image, train, 0)
     assert mapper.details["search_score"] > 0.9
     assert mapper.details in [
         {**one, "search_score": mapper.details["search_score"]} for one in column.method.candidates()
@@ -271,6 +272,15 @@ def test_tables_say_what_the_json_says(repeated, tmp_path):
     for colour in COLOURS:
         wanted = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])[:, None, None]
         assert (pixels[:3] == wanted).all(axis=0).mean() > 0.01, "no map in this class's colour"
+
+
+def test_a_training_that_goes_astray_is_a_failure(image, tmp_path):
+    splits = parse_splits("random", SplitOptions(seeds=1))
+    found = evaluate_classify([image], parse_columns("cnn2d+steps=8+learning_rate=1e30+patch=3+width=4"), splits)
+    assert "gives NaN" in found.scores[0].error
+    assert found.pictures == []
+    results, _, _ = write_pages(tmp_path, found.to_json(), "", lambda path: write_class_figure(found, path))
+    assert json.loads(results.read_text())["means"][0]["kappa"] is None
 
 
 def test_work_is_measured():

@@ -66,7 +66,8 @@ class CnnMethod(ClassMethod):
                 torch.from_numpy(class_weights(labels, self.balance).astype(np.float32)),
             )
         parameters = sum(weight.numel() for weight in network.parameters())
-        return CnnMapper(network.eval(), self.side, {"weights": parameters, "last_loss": round(loss, 4)})
+        loss_known = {"last_loss": round(loss, 4)} if math.isfinite(loss) else {}
+        return CnnMapper(network.eval(), self.side, {"weights": parameters, **loss_known})
 
     def _train(
         self, network: nn.Module, patches: Tensor, places: tuple[Tensor, Tensor], targets: Tensor, weights: Tensor

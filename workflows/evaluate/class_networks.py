@@ -14,7 +14,7 @@ import torch
 from pydantic import ConfigDict, PrivateAttr, ValidationError, model_validator
 from torch import nn
 
-from cubeloom.errors import ConfigError
+from cubeloom.errors import ConfigError, Stopped
 from cubeloom.models.cards import Card
 from cubeloom.models.freenet import HALO
 from cubeloom.models.registry import create_model, model_card
@@ -26,7 +26,7 @@ from cubeloom.workflows.train.freenet import FreenetModule, freenet_card, window
 from cubeloom.workflows.train.freenet_data import FreenetBatches, pictures
 from cubeloom.workflows.train.freenet_recipe import FreenetRecipe
 from cubeloom.workflows.train.labelled import LabelledImage
-from cubeloom.workflows.train.loop import claim, prepare, run_loop
+from cubeloom.workflows.train.loop import LoopReport, claim, prepare, run_loop
 from cubeloom.workflows.train.loop_part import LoopPart
 from cubeloom.workflows.train.recipe import load_recipe
 from cubeloom.workflows.train.tune import TuneModule, build
@@ -136,8 +136,8 @@ class FreeNet(RecipeMethod[FreenetRecipe]):
             settings: dict[str, Any] = card.settings
             module = FreenetModule(create_model("freenet", **settings).train(), recipe)
             batches = FreenetBatches(pictures([seen], card), [train], windows, recipe)
-            run_loop(module, batches, recipe, claim(recipe, out), card)
-        details = {"weights": _size(module.trained), "windows": len(windows)}
+            steps = _completed(run_loop(module, batches, recipe, claim(recipe, out), card))
+        details = {"weights": _size(module.trained), "steps": steps, "windows": len(windows)}
         return FreeNetMapper(module.trained.for_inference(), card, windows, recipe.valid_only, details)
 
 
@@ -220,8 +220,9 @@ class Adapter(RecipeMethod[TuneRecipe]):
             network, card = build(recipe, data, out)
             module = TuneModule(network, recipe, loss_of(recipe.task, counts, recipe.balance))
             learning = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
-            run_loop(module, TileBatches(tiles, recipe, len(image.classes)), recipe, claim(recipe, out), card)
-        details = {"weights": _size(module.trained), "learning": learning, "tile_px": recipe.tile_px}
+            batches = TileBatches(tiles, recipe, len(image.classes))
+            steps = _completed(run_loop(module, batches, recipe, claim(recipe, out), card))
+        details = {"weights": _size(module.trained), "steps": steps, "learning": learning, "tile_px": recipe.tile_px}
         return AdapterMapper(module.trained.for_inference(), card, details)
 
 
@@ -274,6 +275,17 @@ def _training(recipe: LoopPart) -> Iterator[Path]:
             yield Path(folder) / "network.safetensors"
         finally:
             torch.set_num_threads(threads)
+
+
+def _completed(report: LoopReport) -> int:
+    """The steps that a training came to.
+
+    Raises:
+        Stopped: a signal ended it.
+    """
+    if report.stopped_by is not None:
+        raise Stopped(f"stopped by {report.stopped_by.name} while a network was trained; nothing was written")
+    return report.step
 
 
 def _fitting(px: int, image: LabelledImage, multiple: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cubeloom.errors import ConfigError, CubeloomError, InputError
+from cubeloom.errors import ConfigError, CubeloomError, InputError, ModelError, Stopped
 from cubeloom.workflows.train.labelled import LabelledImage
 
 from .class_methods import Column
@@ -229,6 +229,9 @@ def judge(
 
     Returns:
         The score, and the map as class values `(y, x)`; None where the method failed.
+
+    Raises:
+        Stopped: a signal ended the training of a network.
     """
     trial = division.trial
     score = Score(image.name, split, trial.name, trial.seed, column.name)
@@ -238,6 +241,10 @@ def judge(
             mapper = column.method.fit(seen, division.train, trial.seed)
         with measured() as labelling:
             probabilities = mapper.map(seen)
+        if not np.isfinite(probabilities[:, image.valid]).all():
+            raise ModelError(f"{column.name} gives NaN: its training came to no end; lower its learning rate")
+    except Stopped:
+        raise
     except CubeloomError as error:
         return replace(score, error=str(error)), None
     values = np.array([one.value for one in image.classes], np.uint8)
