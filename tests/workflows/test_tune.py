@@ -319,14 +319,14 @@ def column(log: Path, name: str) -> list[float]:
 class TestTraining:
     def test_segmentation_learns_and_its_weights_are_a_model(self, write, tmp_path):
         out = tmp_path / "spectral_segmenter.mine.safetensors"
-        report = train(write(steps=30, validate_every=10, batch=4, learning_rate=3e-3, tune="adapter"), out)
+        report = train(write(steps=30, validate_every=15, batch=4, learning_rate=3e-3, tune="adapter"), out)
         card = read_card(out.with_suffix("").with_suffix(".mine.card.json"))
         assert report.exit_code == 0
         assert report.sha256 == card.sha256
         assert (card.name, card.task, card.tile) == ("spectral_segmenter.mine", "segment", PX)
         assert [one.name for one in card.classes] == list(NAMES.values())
         assert len(card.input_bands) == len(card.mean) == BANDS - 1
-        assert card.training["best_step"] in (10, 20, 30)
+        assert card.training["best_step"] in (15, 30)
         losses = column(tmp_path / card.log, "loss")
         assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
         assert card.metrics["test_overall_accuracy"] > 0.8
@@ -334,10 +334,10 @@ class TestTraining:
         network = create_model("spectral_segmenter", out)
         assert network(torch.randn(1, BANDS - 1, PX, PX)).shape == (1, 3, PX, PX)
 
-    @pytest.mark.parametrize("task", ["classify", "multilabel"])
-    def test_labels_of_whole_tiles(self, write, tmp_path, task):
+    @pytest.mark.parametrize(("task", "tune"), [("classify", "lora"), ("multilabel", "frozen")])
+    def test_labels_of_whole_tiles(self, write, tmp_path, task, tune):
         out = tmp_path / "spectral_vit_nano.tiles.safetensors"
-        report = train(write(task=task, tune="frozen", steps=4), out)
+        report = train(write(task=task, tune=tune, steps=4), out)
         card = read_card(tmp_path / "spectral_vit_nano.tiles.card.json")
         assert card.task == task
         assert create_model("spectral_vit_nano", out)(torch.randn(1, BANDS - 1, PX, PX)).shape == (1, 3)
