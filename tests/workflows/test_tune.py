@@ -345,16 +345,16 @@ class TestTraining:
 
     def test_a_stopped_training_goes_on_to_the_bit(self, write, tmp_path):
         one, two = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-        train(write(), one)
-        report = train(write(minutes=1e-9), two)
+        train(write(steps=3), one)
+        report = train(write(steps=3, minutes=1e-9), two)
         runs = 1
         while report.exit_code:
             assert report.exit_code == 75
-            report, runs = train(write(minutes=1e-9), two), runs + 1
-        assert runs == 4
+            report, runs = train(write(steps=3, minutes=1e-9), two), runs + 1
+        assert runs == 3
         assert one.read_bytes() == two.read_bytes()
         assert read_card(tmp_path / "a.card.json").metrics == read_card(tmp_path / "b.card.json").metrics
-        assert train(write(), two).metrics == report.metrics  # finished before
+        assert train(write(steps=3), two).metrics == report.metrics  # finished before
 
     def test_a_kill_before_the_best_weights_were_put_back_changes_nothing(self, write, tmp_path):
         out, path = tmp_path / "a.safetensors", write(steps=2)
@@ -388,7 +388,7 @@ class TestTraining:
 class TestEarthSets:
     """Two epochs on small files in the layout of SpectralEarth's sets."""
 
-    @pytest.mark.parametrize("name", ["cdl", "desis_cdl", "corine"])
+    @pytest.mark.parametrize("name", ["desis_cdl", "corine"])
     def test_label_rasters(self, write, earth_data, tmp_path, name):
         earth_data.write_set(tmp_path / name, name, side=PX)
         multilabel = name == "corine"
