@@ -12,7 +12,7 @@ from cubeloom.errors import ConfigError, InputError
 from .base import Source, to_scene
 from .store import open_remote_source
 
-READERS = ("store", "sentinel2", "enmap", "raster")
+READERS = ("store", "sentinel2", "enmap", "sentinel2_chips", "raster")
 """Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
 
 

@@ -16,7 +16,7 @@ from . import sentinel2_guard, sentinel2_safe
 from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, inspect, read_window
 from .sentinel2_bands import NAMES
 from .sentinel2_decoding import Decoding
-from .sentinel2_images import Image, grid_images, quality_files, tile_folder
+from .sentinel2_images import grid_images, quality_files, tile_folder
 from .sentinel2_metadata import ProductMetadata, parse_product
 from .sentinel2_quality import QualityFiles
 from .sentinel2_safe import SafeFiles
@@ -61,7 +61,7 @@ def open_source(path: Path, *, grid: str = "10m", bands: str = "native", masks: 
     spec = scene_spec(metadata, tile, [metadata.bands[image.band] for image in images], resolution, quality)
     decoding = Decoding(metadata.quantification, offset, (metadata.nodata, metadata.saturated))
     source = Sentinel2Source(spec, files, cubes, decoding, quality, _common_info(cubes, spec))
-    return _guarded(source, images)
+    return _guarded(source, metadata)
 
 
 _MASKS = ("scene", "bands")
@@ -100,18 +100,19 @@ def _common_info(cubes: tuple[RasterFile, ...], spec: SceneSpec) -> RasterInfo |
     return found
 
 
-def _guarded(source: "Sentinel2Source", images: list[Image]) -> "Sentinel2Source":
-    """The source, with a warning where its offset does not fit the pixels."""
+def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2Source":
+    """The source, with a warning where the product's offsets do not fit the pixels of all its bands."""
     if source.info is None:
         return source
-    decoding = source.decoding
-    samples = [sentinel2_guard.sample(cube) for cube in source.cubes]
-    names = [image.band for image in images]
-    dark = sentinel2_guard.darkest(samples, names, decoding.offset.tolist(), decoding.special)
-    wrong = sentinel2_guard.judge(dark, decoding.quantification, decoding.offset.tolist())
+    images = [image for resolution in GRIDS.values() for image in grid_images(metadata, resolution, native=True)]
+    there = [image for image in images if source.product.has(image.path)]
+    samples = [sentinel2_guard.sample(source.product.image(image.path)) for image in there]
+    offset = [metadata.offset[image.band] for image in there]
+    dark = sentinel2_guard.darkest(samples, [image.band for image in there], offset, source.decoding.special)
+    wrong = sentinel2_guard.judge(dark, metadata.quantification, offset)
     if not wrong:
         return source
-    warnings.warn(f"{source.product.path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=3)
+    warnings.warn(f"{source.product.path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
     spec = replace(source.spec, attrs={**source.spec.attrs, "offset_warning": wrong})
     return replace(source, spec=spec)
 

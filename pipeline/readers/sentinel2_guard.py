@@ -3,6 +3,7 @@
 Since processing baseline 04.00 Sentinel-2's numbers stand 1000 above those of before, so that dark surfaces keep their
 noise; the offset of -1000 takes that back. It goes wrong in two ways, and both show in the darkest pixels. Forgotten,
 nothing is darker than a reflectance of 0.1, though hardly a scene lacks water, shadow, or a band that sees them dark.
+(All bands of a product are asked, whichever grid is opened: over forest the near infrared alone is nowhere dark.)
 Applied to numbers that never had it, whole surfaces reflect less than nothing. Whole scenes of cloud, snow or bright
 desert look like the first: hence a warning, not an error.
 """
@@ -24,6 +25,8 @@ TOO_DARK = -0.03
 """Reflectance: with the right offset, hardly a pixel lies below this."""
 PERCENT = 1.0
 """Share of the pixels of a band that count as its dark ones."""
+DARK_SOMEWHERE = frozenset({"B01", "B02", "B03", "B04", "B05", "B10", "B11", "B12"})
+"""Bands that see something dark in nearly every scene; without one of them, brightness tells nothing."""
 LEAST = 64
 """Pixels that a judgement needs."""
 SAMPLE_EDGE = 256
@@ -35,17 +38,24 @@ class OffsetWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Darkest:
-    """The darkest of a scene's bands: its name, and the DN that `PERCENT` of its pixels lie below."""
+    """The darkest of a scene's bands.
+
+    Attributes:
+        band: its name; empty where there are too few pixels.
+        number: DN that `PERCENT` of its pixels lie below, offset added.
+        telling: whether a band of `DARK_SOMEWHERE` was among those asked.
+    """
 
     band: str
     number: float
+    telling: bool
 
     def __str__(self) -> str:
         return f"the darkest percent of {self.band} has numbers up to {self.number:.0f}"
 
 
 def darkest(samples: Sequence[Array], names: Sequence[str], offset: Sequence[float], special: Sequence[int]) -> Darkest:
-    """The dark end of a scene, of numbers with their offset added; "" as band where there are too few pixels.
+    """The dark end of a scene, of numbers with their offset added.
 
     Args:
         samples: numbers of each band, of any shape.
@@ -53,13 +63,13 @@ def darkest(samples: Sequence[Array], names: Sequence[str], offset: Sequence[flo
         offset: of the bands, DN.
         special: numbers that stand for "no value".
     """
-    found = Darkest("", np.inf)
+    found, telling = ("", np.inf), False
     for sample, name, shift in zip(samples, names, offset, strict=True):
         known = sample[~np.isin(sample, list(special))]
         if known.size >= LEAST:
             number = float(np.percentile(known, PERCENT)) + shift
-            found = min(found, Darkest(name, number), key=lambda one: one.number)
-    return found
+            found, telling = min(found, (name, number), key=lambda one: one[1]), telling or name in DARK_SOMEWHERE
+    return Darkest(*found, telling)
 
 
 def judge(dark: Darkest, quantification: float, offset: Sequence[float]) -> str:
@@ -79,7 +89,7 @@ def judge(dark: Darkest, quantification: float, offset: Sequence[float]) -> str:
             "numbers seem to have been shifted already, so that the offset is applied twice. If so, open them with "
             "offset=0"
         )
-    if reflectance >= TOO_BRIGHT and not any(offset):
+    if reflectance >= TOO_BRIGHT and dark.telling and not any(offset):
         return (
             f"with no offset even the darkest percent of {dark.band}, the darkest band, reflects {reflectance:.3f}: "
             f"the offset of -{SHIFT} (processing baseline 04.00 and later) seems to be forgotten, unless all is cloud, "
@@ -97,6 +107,8 @@ def suggestion(dark: Darkest, quantification: float) -> str:
     """
     if not dark.band:
         return "there are too few pixels to suggest one"
+    if dark.number / quantification >= TOO_BRIGHT and not dark.telling:
+        return f"{dark}, which tells nothing, since it is bright nearly everywhere; look at a visible band"
     if dark.number / quantification >= TOO_BRIGHT:
         return f"{dark}, which suggests offset=-{SHIFT} (processing baseline 04.00 and later)"
     return f"{dark}, which suggests offset=0"

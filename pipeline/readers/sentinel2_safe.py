@@ -75,6 +75,14 @@ class SafeFiles:
         """An image by its path as IMAGE_FILE lists it, without suffix."""
         return self.file(name if PurePosixPath(name).suffix else name + _IMAGE_SUFFIX)
 
+    def has(self, name: str) -> bool:
+        """Whether a listed image is there, and not empty: single bands are often fetched alone."""
+        try:
+            file = self.image(name)
+        except InputError:
+            return False
+        return file.size > 0 if file.member else file_state(file.path)[0] > 0
+
     def _missing(self, name: str) -> InputError:
         return InputError(
             f"{self.path}: {name} is missing, though the product's own metadata list it; fetch the product again"

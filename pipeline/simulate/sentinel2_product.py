@@ -94,7 +94,6 @@ class TileWriter:
         place = Affine(step, 0, self.grid.left, 0, -step, self.grid.top)
         target = self.root / f"{path}.jp2"
         target.parent.mkdir(parents=True, exist_ok=True)
-        block = {f"BLOCK{axis}SIZE": min(_BLOCK[step], size) for axis, size in zip("YX", layers.shape[1:], strict=True)}
         with rasterio.open(
             target,
             "w",
@@ -108,7 +107,8 @@ class TileWriter:
             QUALITY=100,
             REVERSIBLE="YES",
             YCBCR420="NO",
-            **block,
+            BLOCKXSIZE=_BLOCK[step],
+            BLOCKYSIZE=_BLOCK[step],
         ) as dataset:
             dataset.write(layers)
 
