@@ -76,11 +76,11 @@ class FreenetModule(LoopModule):
         changed = self.recipe.augmentation
         x = batch["image"]
         if changed.brightness:
-            x = _brightened(x, batch["level"], changed.brightness)
+            x = brightened(x, batch["level"], changed.brightness)
         if changed.noise:
             x = x + changed.noise * torch.randn_like(x)
         if changed.drop_bands:
-            x = x * _kept_bands(x.shape[1], changed.drop_bands)[:, None, None].to(x)
+            x = x * kept_bands(x.shape[1], changed.drop_bands)[:, None, None].to(x)
         turn = int(torch.randint(8, ())) if changed.turns else 0
         scores = turned_back(self.network(turned(x, turn), _turned_mask(batch, turn)), turn)
         found = scores[0].flatten(1)[:, batch["at"]].T.float()
@@ -211,13 +211,13 @@ def _turned_mask(batch: Mapping[str, Tensor], turn: int) -> Tensor | None:
     return turned(batch["valid"], turn) if "valid" in batch else None
 
 
-def _brightened(x: Tensor, level: Tensor, spread: float) -> Tensor:
+def brightened(x: Tensor, level: Tensor, spread: float) -> Tensor:
     """Standardised bands as they would be were the image brighter; `level` is mean over deviation of each band."""
     factor = float(torch.exp(spread * torch.randn(())))
     return x * factor + (factor - 1) * level[:, None, None]
 
 
-def _kept_bands(bands: int, most: float) -> Tensor:
+def kept_bands(bands: int, most: float) -> Tensor:
     """1 for bands that stay and 0 for those left out: at most a share `most` of them, drawn anew."""
     return (torch.rand(bands) >= most * float(torch.rand(()))).float()
 

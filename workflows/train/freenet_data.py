@@ -93,6 +93,10 @@ class FreenetBatches:
         pixels = sum(int((labels > 0).sum()) for _, labels in labelled)
         self._usual = pixels / len(places)
 
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._places)
+
     def batch(self, step: int) -> dict[str, Any]:
         """What step `step` sees: the window, and where and what it learns there."""
         epoch, at = divmod(step, len(self._places))

@@ -43,12 +43,12 @@ def image_windows(shapes: Sequence[tuple[int, int]], pixels: int, halo: int) -> 
     Args:
         shapes: height and width of every image, px.
         pixels: largest number of a window.
-        halo: a pixel of a core is this far, px, from all edges of the window that are not the image's; two halos and a
-            pixel are the least side of a window, whatever `pixels` says.
+        halo: a pixel of a core is this far, px, from all edges of the window that are not the image's. A window has
+            sides of four halos at least, whatever `pixels` says: with less, most of it would be halo.
     """
     windows = []
     for number, (height, width) in enumerate(shapes):
-        tall, wide = _size(height, width, pixels, 2 * halo + 1)
+        tall, wide = _size(height, width, pixels, 4 * halo)
         windows += [
             ImageWindow(number, rows, cols, core_rows, core_cols)
             for rows, core_rows in _cut(height, tall, halo)
