@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import classify as classify
     from cubeloom.pipeline.functions import denoise as denoise
     from cubeloom.pipeline.functions import destripe as destripe
+    from cubeloom.pipeline.functions import embed as embed
     from cubeloom.pipeline.functions import mask as mask
     from cubeloom.pipeline.functions import resample_bands as resample_bands
     from cubeloom.pipeline.functions import select_bands as select_bands
@@ -31,6 +32,7 @@ _HOMES = {
     "denoise": "cubeloom.pipeline.functions",
     "superres": "cubeloom.pipeline.functions",
     "classify": "cubeloom.pipeline.functions",
+    "embed": "cubeloom.pipeline.functions",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cubeloom.errors import InputError
+
 from .clock import Clock
 from .encoding import Array, Packed
 from .grids import Window, scaled_shape
@@ -86,8 +88,22 @@ def plan_chain(spec: SceneSpec, stages: Sequence[Stage]) -> list[SceneSpec]:
     """The Scene before the first stage and after each one; `len(stages) + 1` specs."""
     specs = [spec]
     for stage in stages:
-        specs.append(stage.plan(specs[-1]))
+        specs.append(plan_stage(stage, specs[-1]))
     return specs
+
+
+def plan_stage(stage: Stage, spec: SceneSpec) -> SceneSpec:
+    """The Scene that a stage makes of a Scene.
+
+    Raises:
+        InputError: the stage cannot take it, or there is no cube left that a stage could work on.
+    """
+    if not spec.variables[spec.subject].is_cube:
+        raise InputError(
+            f"{spec.scene_id}, {stage.name}: {spec.subject} is no cube of bands, and on its grid there is no cube that "
+            "a stage could take; put embed last"
+        )
+    return stage.plan(spec)
 
 
 def halos_before(specs: Sequence[SceneSpec], stages: Sequence[Stage], last: int = 0) -> list[int]:

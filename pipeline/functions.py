@@ -58,5 +58,16 @@ def superres(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN40
 
 
 def classify(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
-    """Classify every valid pixel: adds `classes`, `probability` and `confidence`. Parameters: see `Classify`."""
+    """Classify every valid pixel: adds `classes`, `probability`, `confidence` and `entropy`.
+
+    Parameters: see `Classify`.
+    """
     return _lifted("classify", scene, parameters)
+
+
+def embed(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Describe a scene by the features of a backbone: a Scene with `embedding(feature, y, x)` on a coarser grid.
+
+    Parameters: see `Embed`.
+    """
+    return _lifted("embed", scene, parameters)

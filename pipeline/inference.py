@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +50,14 @@ class ModelHandle:
         weights: file or hub source; None for those shipped under the name.
         sha256: digest that the weights must have when they are loaded.
         precision: type of the arithmetic on a GPU; a CPU computes in float32 whatever it says.
+        dense: whether it is asked for the last of its feature maps instead of its answer.
     """
 
     name: str
     weights: str | None
     sha256: str
     precision: Precision = "float32"
+    dense: bool = False
 
     def load(self, device: str) -> torch.nn.Module:
         """The network on a device, in its form for inference; one instance a process, for all threads.
@@ -70,11 +72,25 @@ class ModelHandle:
                 if model_card(self.name, self.weights).sha256 != self.sha256:
                     raise ModelError(f"model {self.name}: its weights were changed while the run was using them")
                 network = create_model(self.name, self.weights).for_inference().eval()
+                network = Dense(network) if self.dense else network
                 _LOADED[key] = network.to(device).requires_grad_(False)
                 while len(_LOADED) > MODELS_HELD:
                     _LOADED.popitem(last=False)
             _LOADED.move_to_end(key)
             return _LOADED[key]
+
+
+class Dense(torch.nn.Module):
+    """A backbone asked for its last feature map: (N, D, H, W) → (N, C, H / stride, W / stride)."""
+
+    def __init__(self, network: Any) -> None:  # noqa: ANN401 - any with `features` and `levels`
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The map, float32."""
+        (last,) = self.network.features(x, [len(self.network.levels) - 1])
+        return cast("torch.Tensor", last)
 
 
 def _ask_for_huge_pages() -> None:

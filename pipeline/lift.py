@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from .blocks import PREDICTION, Block
+from .blocks import PREDICTION, Block, plan_stage
 from .encoding import Array
 from .grids import STATISTICS_BLOCK, Window, tile
 from .scene import SceneSpec, scene_from, spec_of
@@ -32,7 +32,7 @@ def lift(stage: Stage) -> LiftedStage:
 
     def lifted(scene: xr.Dataset) -> xr.Dataset:
         before = spec_of(scene)
-        after = stage.plan(before)
+        after = plan_stage(stage, before)
         arrays = {name: _lazy(scene[name]) for name in before.variables}
         stats = _lazy_stats(stage, before, arrays)
         changed = _changed(before, after)

@@ -99,17 +99,26 @@ def fit(
         if projected <= memory:
             return Fit(shape, tile_workers, projected)
         if shape == (CHUNK, CHUNK) or not stages:
-            raise ConfigError(_too_much(spec, base, projected, memory, workers, max(tiles, default=0)))
+            hint = _smaller_tiles(stages, specs, tiles, memory - base)
+            raise ConfigError(_too_much(spec, base, projected, memory, workers, max(tiles, default=0), hint))
         shape = _halved(shape)
 
 
-def _too_much(spec: SceneSpec, base: int, projected: int, memory: int, workers: int, tile_bytes: int) -> str:
+def _smaller_tiles(stages: Sequence[Stage], specs: Sequence[SceneSpec], tiles: Sequence[int], budget: int) -> str:
+    """What to do about a network's tiles that take more than the budget: the largest that would fit, where one does."""
+    step = int(np.argmax(tiles))
+    for smaller in stages[step].smaller(specs[step]) if tiles[step] > budget else ():
+        if _tile_bytes([*stages[:step], smaller], specs, step) <= budget:
+            return f"set tile: {smaller.model_dump()['tile']} of {smaller.name}, which fits"
+    return "take a smaller network"
+
+
+def _too_much(spec: SceneSpec, base: int, projected: int, memory: int, workers: int, tile_bytes: int, hint: str) -> str:
     budget = f"the budget is {memory / 2**20:.0f} MiB"
     if tile_bytes and base + tile_bytes > memory:
         return (
             f"{spec.scene_id}: projected memory {(base + tile_bytes) / 2**20:.0f} MiB = {base / 2**20:.0f} MiB base + "
-            f"{tile_bytes / 2**20:.0f} MiB for one tile of the network; {budget}. Give more memory, or take a smaller "
-            "network"
+            f"{tile_bytes / 2**20:.0f} MiB for one tile of the network; {budget}. Give more memory, or {hint}"
         )
     return (
         f"{spec.scene_id}: projected memory {projected / 2**20:.0f} MiB = {base / 2**20:.0f} MiB base + "

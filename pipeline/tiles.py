@@ -155,13 +155,14 @@ class Lattice:
         """The lattice of a network over a scene of `shape`, px."""
         stride = tiling.stride
         edge, multiple, overlap = tiling.edge // stride, tiling.multiple // stride, ceil(tiling.overlap / stride)
-        axes = []
-        for cells in (ceil(size / stride) for size in shape):
-            if tiling.exact:
-                axes.append(Axis.of(cells, min(edge, ceil(cells / multiple) * multiple), overlap))
-            else:
-                axes.append(Axis.fitted(cells, edge, overlap, multiple))
-        return cls(*axes, shape, stride)
+
+        def axis(size: int) -> Axis:
+            cells = ceil(size / stride)
+            if not tiling.exact:
+                return Axis.fitted(cells, edge, overlap, multiple)
+            return Axis.of(cells, min(edge, ceil(cells / multiple) * multiple), overlap)
+
+        return cls(axis(shape[0]), axis(shape[1]), shape, stride)
 
     @property
     def shape(self) -> Shape:

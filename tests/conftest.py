@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,9 +245,87 @@ def _toy_families() -> None:
         torch.manual_seed(3)
         return Toy(in_channels, most, shared)
 
+    class Labels(Network):
+        """Scores of the pixels from a 3 x 3 convolution and the mean spectrum of the tile."""
+
+        def __init__(self, in_channels: int, num_classes: int, shared: float) -> None:
+            super().__init__()
+            self.shared = shared
+            self.conv = torch.nn.Conv2d(in_channels, num_classes, 3, padding=1)
+
+        def forward(self, x, valid=None):
+            assert torch.isfinite(x).all()
+            weight = torch.ones_like(x[:, 0]) if valid is None else valid.to(x.dtype)
+            assert (weight.sum((1, 2)) > 0).all()
+            mean = (x * weight[:, None]).sum((2, 3), keepdim=True) / weight.sum((1, 2))[:, None, None, None]
+            return self.conv(x + self.shared * mean)
+
+    class Maps(Network):
+        """Features of two by two pixels, as a backbone gives them."""
+
+        def __init__(self, in_channels: int) -> None:
+            super().__init__()
+            self.levels = [SimpleNamespace(channels=size, stride=stride) for size, stride in ((in_channels, 1), (5, 2))]
+            self.conv = torch.nn.Conv2d(in_channels, 5, 2, 2)
+
+        def features(self, x, indices):
+            return [[x, self.conv(x)][index] for index in indices]
+
+    @register_model("maps", defaults=lambda **_: {"task": "embed"})
+    def maps(in_channels: int = 7) -> Network:
+        torch.manual_seed(6)
+        return Maps(in_channels)
+
+    @register_model("labels", defaults=lambda **_: {"task": "segment"})
+    def labels(in_channels: int = 7, num_classes: int = 3, shared: float = 0.2) -> Network:
+        torch.manual_seed(5)
+        return Labels(in_channels, num_classes, shared)
+
     @register_model("same")
     def same(factor: float = 1.0) -> Network:
         return Same(factor)
+
+
+LabelMaker = Callable[..., str]
+
+
+@pytest.fixture
+def save_labels(_toy_families: None, tmp_path: Path) -> LabelMaker:
+    """Save weights of a network that classifies the pixels of a Scene, with a card for its good bands; their path.
+
+    `settings` go to the network, everything else to the card.
+    """
+    from cubeloom.models.cards import Card, CardClass, InputBands
+    from cubeloom.models.registry import create_model, save_model
+
+    classes = (
+        CardClass(value=2, name="low vegetation", colour="#00aa00"),
+        CardClass(value=5, name="water", colour="#0000aa"),
+        CardClass(value=9, name="soil", colour="#aa5500"),
+    )
+
+    def save(scene: xr.Dataset, family: str = "labels", settings: dict[str, Any] | None = None, **fields: Any) -> str:
+        good = np.flatnonzero(scene.good.values)
+        bands = InputBands(
+            numbers=tuple(scene.band.values[good].tolist()),
+            wavelengths_nm=tuple(scene.wavelength.values[good]),
+            fwhm_nm=tuple(scene.fwhm.values[good]),
+        )
+        shape = {"in_channels": int(good.size), **({} if family == "maps" else {"num_classes": 3}), **(settings or {})}
+        told = {"task": "segment", "units": "1", "variable": "reflectance", "tile": 64, "halo": 12, "multiple": 4}
+        seen = {"bands": good.size, "input_bands": bands, "mean": (0.2,) * good.size, "std": (0.1,) * good.size}
+        card = Card(
+            name=f"{family}.x",
+            family=family,
+            tag="x",
+            settings=shape,
+            **{**told, **seen, "classes": () if family == "maps" else classes, **fields},
+        )
+        path = tmp_path / f"{family}.safetensors"
+        save_model(create_model(family, **shape), path, card)
+        return str(path)
+
+    return save
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from .base import NO_STATS, Stage, Stats, add_stats, explain, register, stage_cl
 from .classify import Classify
 from .denoise import Denoise
 from .destripe import Destripe
+from .embed import Embed
 from .mask import Mask
 from .resample_bands import ResampleBands
 from .select_bands import SelectBands
@@ -14,6 +15,7 @@ __all__ = [
     "Classify",
     "Denoise",
     "Destripe",
+    "Embed",
     "Mask",
     "ResampleBands",
     "SelectBands",

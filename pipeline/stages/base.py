@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -83,6 +83,10 @@ class Stage(BaseModel):
     def tile_bytes(self, spec: SceneSpec) -> int:
         """Memory that `infer` takes at its peak for a group of tiles, beside the blocks it is given."""
         return 0
+
+    def smaller(self, spec: SceneSpec) -> Iterator[Stage]:
+        """This stage with ever smaller tiles for its network; nothing where their size is the network's own."""
+        return iter(())
 
     def infer(self, tiles: Sequence[Block], stats: Stats, threads: int = 1) -> Inferred:
         """What the network gives for a group of tiles of its lattice, each a block without halo, after all passes.

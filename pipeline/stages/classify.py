@@ -1,43 +1,89 @@
-"""Classify: a map of classes from the spectra, by a classifier that was trained before."""
+"""Classify: a map of classes from the spectra, by a classifier or a network that was trained before."""
 
-from typing import Any, ClassVar
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from cubeloom.errors import InputError, ModelError
+from cubeloom.errors import ConfigError, InputError, ModelError
+from cubeloom.models.checkpoints import SUFFIXES
 from cubeloom.models.classifiers import Classifier, classifier_digest, load_classifier
 from cubeloom.pipeline.binding import Binding, bind
 from cubeloom.pipeline.blocks import Block
-from cubeloom.pipeline.encoding import CLASSES, PROBABILITY
-from cubeloom.pipeline.scene import SceneSpec, Variable
+from cubeloom.pipeline.scene import SceneSpec
 
 from .base import Stage, Stats, register
+from .class_images import class_images, class_variables
+
+if TYPE_CHECKING:
+    from cubeloom.pipeline.tiles import Inferred, Tiling
+
+    from .classify_network import SegmentNetwork
 
 MIN_KNOWN = 0.5
 """Share of a classifier's bands that a pixel must have; the others are interpolated between them."""
+
+CLASSIFIER = ".skops"
+NETWORK_ONLY = ("weights", "tile", "precision")
+"""Parameters that say nothing of a classifier of single spectra."""
 
 
 @register("classify")
 class Classify(Stage):
     """Give every valid pixel a class.
 
-    Adds `classes` (uint8, 0 where there is none), `probability` of every class, and `confidence`: the probability of
-    the pixel's class less that of the runner-up.
+    Adds `classes` (uint8, 0 where there is none), `probability` of every class, `confidence`, the probability of the
+    pixel's class less that of the runner-up, and `entropy`, 0 where the class is certain and 1 where all are as likely.
+
+    A classifier sees each pixel's spectrum alone, a network its surroundings too, in overlapping tiles whose
+    probabilities are blended.
 
     Attributes:
-        model: path of a classifier saved by `cubeloom train`.
+        model: path of a classifier saved by `cubeloom train` (`.skops`); or a network of the task `segment`: the name
+            of weights that are shipped, weights with a card, or `hf:owner/repo/file@sha256`; or a family, with
+            `weights`.
         variable: the cube to classify; by default what the stages before made last.
+        weights: file or hub source with weights of that family.
+        tile: side of the tiles that a network sees, px; by default that of its card, 0 for the whole image.
+        precision: type of a network's arithmetic on a GPU; a CPU always takes float32.
     """
+
+    version: ClassVar[str] = "2"
 
     model: str | None = None
     variable: str | None = None
+    weights: str | None = None
+    tile: int | None = Field(default=None, ge=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     work_cubes: ClassVar[float] = 3.0
 
     @property
     def skipped(self) -> str:
         """Without a model there is nothing to do."""
         return "" if self.model is not None else "no model given"
+
+    @cached_property
+    def _network(self) -> SegmentNetwork | None:
+        """The network with its card, read once; None for a classifier."""
+        if self.model is None or (self.weights is None and _is_classifier(self.model)):
+            self._require_no_network_parameters()
+            return None
+        from .classify_network import SegmentNetwork  # its libraries are not for those who classify without
+
+        return SegmentNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable)
+
+    def _require_no_network_parameters(self) -> None:
+        given = [name for name in NETWORK_ONLY if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ConfigError(
+                f"classify: {', '.join(given)} belong to networks, and model is {self.model or 'not given'}"
+            )
 
     def _load(self) -> Classifier:
         if self.model is None:
@@ -54,14 +100,19 @@ class Classify(Stage):
             raise ModelError(f"{spec.scene_id}, classify with {self.model}: {error}") from None
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
-        """The Scene with `classes`, `probability` and `confidence`.
+        """The Scene with `classes`, `probability`, `confidence` and `entropy`.
 
         Raises:
             InputError: there is no such cube.
-            ModelError: the classifier does not fit the scene's bands or units.
+            ModelError: the model is for another task, or does not fit the scene's bands or units.
+            ConfigError: tiles that the network does not take, or tiles of a classifier.
         """
         if self.model is None:
             return spec
+        if network := self._network:
+            bound = network.require(spec)
+            line = f"classify: {network.subject(spec)}, {network.channels} classes, {network.describe(bound)}"
+            return spec.with_variables(line, None, **network.variables(bound))
         classifier, subject = self._load(), self._subject(spec)
         if subject not in spec.variables or not spec.variables[subject].is_cube:
             cubes = [name for name, variable in spec.variables.items() if variable.is_cube]
@@ -74,12 +125,33 @@ class Classify(Stage):
             )
         binding = self._bind(spec, classifier)
         line = f"classify: {subject}, {len(classifier.classes)} classes, bands {binding}, model {classifier.sha256[:8]}"
-        return spec.with_variables(line, None, **_variables(classifier))
+        return spec.with_variables(line, None, **class_variables(classifier.classes))
+
+    def tiling(self, spec: SceneSpec) -> Tiling | None:
+        """The tiles of a network."""
+        return self._network.tiling(spec) if self._network else None
+
+    def tile_bytes(self, spec: SceneSpec) -> int:
+        """What a network takes for a group of tiles, by a measurement of it."""
+        return self._network.tile_bytes(spec) if self._network else 0
+
+    def smaller(self, spec: SceneSpec) -> Iterator[Stage]:
+        """This stage with ever smaller tiles."""
+        for side in self._network.smaller(spec) if self._network else ():
+            yield type(self)(**{**self.model_dump(), "tile": side})
+
+    def infer(self, tiles: Sequence[Block], stats: Stats, threads: int = 1) -> Inferred:
+        """The probabilities that a network gives for a group of tiles."""
+        if self._network is None:
+            raise ValueError(f"{self.model} is no network")
+        return self._network.infer(tiles, threads)
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
-        """Classes, probabilities and confidence of the block's valid pixels."""
+        """Classes, probabilities, confidence and entropy of the block's valid pixels."""
         if self.model is None:
             return {}
+        if self._network:
+            return self._network.apply(block)
         from threadpoolctl import threadpool_limits
 
         classifier = self._load()
@@ -91,31 +163,27 @@ class Classify(Stage):
             made = classifier.predict(filled)
         where = valid.copy()
         where[valid] = known
-        return _images(made, where, np.array([one.value for one in classifier.classes], np.uint8))
+        probability = np.full((len(classifier.classes), *where.shape), np.nan, np.float32)
+        probability[:, where] = made.T
+        return class_images(probability, classifier.classes)
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version and parameters; the model by its content instead of its path."""
         described = super().fingerprint()
+        for name in NETWORK_ONLY:
+            described.pop(name)
+        if network := self._network:
+            described.pop("model")
+            return {**described, **network.fingerprint()}
         if self.model is not None:
             described["model"] = classifier_digest(self.model)
         return described
 
 
-def _variables(classifier: Classifier) -> dict[str, Variable]:
-    values = [one.value for one in classifier.classes]
-    named = {
-        "flag_values": values,
-        "flag_meanings": " ".join("_".join(one.name.split()) for one in classifier.classes),
-        "class_names": [one.name for one in classifier.classes],
-        "class_colours": [one.colour for one in classifier.classes],
-    }
-    probability = {"long_name": "probability of the class", "units": "1", "class_values": values}
-    margin = {"long_name": "probability of the class less that of the runner-up", "units": "1"}
-    return {
-        "classes": Variable(("y", "x"), CLASSES, {"long_name": "class", **named}),
-        "probability": Variable(("class", "y", "x"), PROBABILITY, probability),
-        "confidence": Variable(("y", "x"), PROBABILITY, margin),
-    }
+def _is_classifier(model: str) -> bool:
+    """Whether a model is a classifier's file, rather than a network's name, file or hub source."""
+    path = Path(model)
+    return path.suffix == CLASSIFIER or (path.suffix not in SUFFIXES and not model.endswith(".json") and path.is_file())
 
 
 def _fill(spectra: npt.NDArray[np.float32], wavelengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -125,17 +193,3 @@ def _fill(spectra: npt.NDArray[np.float32], wavelengths: npt.NDArray[np.float64]
         gap = missing[row]
         spectra[row, gap] = np.interp(wavelengths[gap], wavelengths[~gap], spectra[row, ~gap])
     return spectra
-
-
-def _images(
-    probabilities: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], values: npt.NDArray[np.uint8]
-) -> dict[str, npt.NDArray[Any]]:
-    """Images of the pixels `where`, in row order, from their probabilities `(n, class)`."""
-    classes = np.zeros(where.shape, np.uint8)
-    probability = np.full((values.size, *where.shape), np.nan, np.float32)
-    confidence = np.full(where.shape, np.nan, np.float32)
-    classes[where] = values[probabilities.argmax(axis=1)]
-    probability[:, where] = probabilities.T
-    best = np.sort(probabilities, axis=1)
-    confidence[where] = best[:, -1] - best[:, -2]
-    return {"classes": classes, "probability": probability, "confidence": confidence}

@@ -22,6 +22,7 @@ from cubeloom.pipeline.tiles import How, Inferred, Lattice, Tiling
 
 from .base import NO_STATS, Stats
 from .subspace import Rank
+from .tasks import require_task, require_weights
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.inference import ModelHandle, Precision
@@ -67,11 +68,8 @@ def network_method(
     from .eigenimages import EigenImages
 
     card = model_card(model, weights)
-    if not card.sha256:
-        raise ModelError(
-            f"model {model!r} has no weights, so it would give noise; name weights that are shipped (`cubeloom models "
-            "list`), or a file with `weights`"
-        )
+    require_task(card, "denoise", "denoise")
+    require_weights(card, "denoise")
     transform = {"bands": BandWindows, "eigenimages": EigenImages}[card.transform]
     return transform(model, weights, card, precision, rank, strength, outliers, uncertainty)
 

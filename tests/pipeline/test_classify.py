@@ -54,6 +54,9 @@ def test_the_map_is_the_classifiers(scene, model):
     assert (made.classes.values[~valid] == 0).all()
     assert np.isnan(made.probability.values[:, ~valid]).all()
     assert np.isnan(made.confidence.values[~valid]).all()
+    spread = -(expected * np.log(expected)).sum(axis=1) / np.log(3)
+    np.testing.assert_allclose(made.entropy.values[valid], spread, atol=1e-5)
+    assert np.isnan(made.entropy.values[~valid]).all()
     assert made["class"].values.tolist() == made.classes.attrs["flag_values"] == [1, 4, 7]
     assert made.classes.attrs["flag_meanings"] == "low_vegetation water soil"
     assert made.classes.attrs["class_colours"] == ["#00aa00", "#0000aa", "#aa5500"]

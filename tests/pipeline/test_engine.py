@@ -36,14 +36,15 @@ def scene(make_scene) -> xr.Dataset:
     return make_scene(height=400, width=290, bands=16)
 
 
-METHODS = ["denoise by a network", "denoise without outliers"]
+METHODS = ["denoise by a network", "denoise without outliers", "classify by a network"]
 """Further ways of a stage that are carried out in a way of their own."""
 
 
 @pytest.fixture
-def examples(scene, save_toy, tmp_path) -> dict[str, list]:
+def examples(scene, save_toy, save_labels, tmp_path) -> dict[str, list]:
     """For every registered stage a chain that ends with it, with parameters that make it work."""
     mask = stage_class("mask")()
+    network = stage_class("classify")(model=save_labels(scene, tile=96, multiple=8))
     toy = save_toy(tile=128, halo=16, transform="eigenimages")
     return {
         "mask": [stage_class("mask")(dilate=2)],
@@ -59,6 +60,8 @@ def examples(scene, save_toy, tmp_path) -> dict[str, list]:
             stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=400.0, max_uncovered=0.2, group="broad")
         ],
         "superres": [mask, stage_class("superres")(scale=2)],
+        "classify by a network": [mask, network],
+        "embed": [mask, stage_class("embed")(model=save_labels(scene, "maps", task="embed", tile=96, multiple=8))],
         "classify": [mask, stage_class("classify")(model=str(trained(scene, tmp_path / "model.skops")))],
     }
 
