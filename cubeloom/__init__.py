@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import superres as superres
     from cubeloom.pipeline.readers import open_scene as open_scene
     from cubeloom.pipeline.scene import validate_scene as validate_scene
+    from cubeloom.workflows.train.fit_head import fit_head as fit_head
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "superres": "cubeloom.pipeline.functions",
     "classify": "cubeloom.pipeline.functions",
     "embed": "cubeloom.pipeline.functions",
+    "fit_head": "cubeloom.workflows.train.fit_head",
 }
 
 __all__ = ["__version__", *_HOMES]
