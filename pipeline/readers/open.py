@@ -12,7 +12,7 @@ from cubeloom.errors import ConfigError, InputError
 from .base import Source, to_scene
 from .store import open_remote_source
 
-READERS = ("store", "sentinel2", "enmap", "sentinel2_chips", "raster")
+READERS = ("eopf", "store", "sentinel2", "enmap", "sentinel2_chips", "raster")
 """Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
 
 
@@ -20,11 +20,12 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
     """Open a product, a raster with wavelengths, or a published store as a lazy Scene.
 
     Args:
-        path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), an ENVI file or GeoTIFF whose
-            band tags hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
-            (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
-        **options: `detector="vnir" | "swir"` for EnMAP L1B; `group=` for a store with several grids;
-            `scale=` and `measurement=` for a raster that does not state its units.
+        path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), a Sentinel-2 product (SAFE folder
+            or ZIP, EOPF Zarr) or chips of it, an ENVI file or GeoTIFF whose band tags hold wavelengths, a Zarr store
+            that Cubeloom published, or the URL of one that it pushed (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
+        **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` for Sentinel-2; `offset=` for
+            its chips without metadata; `group=` for a store with several grids; `scale=` and `measurement=` for a
+            raster that does not state its units.
 
     Returns:
         A Scene (see `cubeloom.validate_scene`), lazily decoded with NaN for nodata.
@@ -51,7 +52,8 @@ def open_source(path: str | Path, **options: str) -> Source:
         raise InputError(f"{path}: no such file or folder")
     raise InputError(
         f"{path}: not a product that Cubeloom reads. Expected an EnMAP product (a folder, ZIP or tar.gz with "
-        "METADATA.XML and SPECTRAL_IMAGE), an ENVI or GeoTIFF file with wavelengths, or a published .zarr store"
+        "METADATA.XML and SPECTRAL_IMAGE), a Sentinel-2 product (a SAFE folder or ZIP with MTD_MSIL*.xml, or EOPF "
+        "Zarr), an ENVI or GeoTIFF file with wavelengths, or a published .zarr store"
     )
 
 

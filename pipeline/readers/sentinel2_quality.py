@@ -58,9 +58,14 @@ class CoarseFile:
         pixels = read_window(self.file, coarse, bands, whole)
         if step == 1:
             return pixels
-        rows = np.arange(window.row, window.stop[0]) // step - coarse.row
-        columns = np.arange(window.col, window.stop[1]) // step - coarse.col
-        return pixels[:, rows[:, None], columns]
+        return spread(pixels, coarse, window, step)
+
+
+def spread(pixels: Array, coarse: Window, window: Window, step: int) -> Array:
+    """Pixels `(..., y, x)` of a window of a coarse grid, repeated over those of a grid `step` times finer."""
+    rows = np.arange(window.row, window.stop[0]) // step - coarse.row
+    columns = np.arange(window.col, window.stop[1]) // step - coarse.col
+    return np.asarray(pixels[..., rows[:, None], columns])
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class QualityFiles:
         """The `quality` flags of a window, uint32 `(y, x)`; background is told where SCL is there."""
         flags = np.zeros(window.shape, np.uint32)
         if self.scene_classes is not None:
-            flags |= _SCL_LOOKUP[self.scene_classes.read(window, shape)[0]]
+            flags |= SCL_LOOKUP[self.scene_classes.read(window, shape)[0]]
         if self.cloud_classes is not None:
             _add(flags, CLASSI_FLAGS, self.cloud_classes.read(window, shape, tuple(CLASSI_FLAGS)))
         for file in self.by_band.values():
@@ -116,4 +121,5 @@ def _lookup() -> Array:
     return table
 
 
-_SCL_LOOKUP = _lookup()
+SCL_LOOKUP = _lookup()
+"""Flags by class of SCL, `(256,)`."""

@@ -232,9 +232,8 @@ def test_it_shows_the_ground_of_the_enmap_scene(tmp_path):
     for band in (4, 8):
         fine = msi["reflectance"].sel(band=band).drop_vars("spatial_ref")
         means = sum(fine.shift(y=-i, x=-j) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
-        theirs = enmap["reflectance"][
-            int(np.argmin(np.abs(enmap["wavelength"].values - msi["wavelength"].sel(band=band))))
-        ]
+        wanted = float(msi["wavelength"].sel(band=band))
+        theirs = enmap["reflectance"][int(np.argmin(np.abs(enmap["wavelength"].values - wanted)))]
 
         def agreement(dy, dx, means=means, theirs=theirs):
             ours = means.interp(y=theirs["y"] + dy, x=theirs["x"] + dx).values  # their pixels end halfway into ours

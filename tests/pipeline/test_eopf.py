@@ -1,0 +1,173 @@
+"""Sentinel-2 in EOPF's Zarr layout: stores written by Zarr as the provider lays them out, against plain xarray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from cubeloom import open_scene
+from cubeloom.errors import ConfigError, InputError
+from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.readers import open_source
+from cubeloom.pipeline.readers.sentinel2_bands import NATIVE, band_numbers
+from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
+from cubeloom.pipeline.scene import QUALITY_FLAGS, validate_scene
+
+NAME = "S2A_MSIL2A_20240601T101031_N0511_R022_T33UUP_20240601T150000"
+LISTED = {
+    10: ("b02", "b03", "b04", "b08"),
+    20: ("b02", "b05", "b06", "b07", "b8a", "b11", "b12"),
+    60: ("b01", "b04", "b09"),
+}
+ROOT = {
+    "stac_discovery": {
+        "id": NAME,
+        "properties": {
+            "datetime": "2024-06-01T10:10:31.024Z",
+            "platform": "sentinel-2a",
+            "processing:level": "L2A",
+            "eo:cloud_cover": 3.5,
+        },
+    },
+    "other_metadata": {
+        "horizontal_CRS_code": "EPSG:32633",
+        "band_description": {
+            "04": {
+                "central_wavelength": 664.5,
+                "wavelength_min": 646,
+                "spectral_response_step": "1",
+                "spectral_response_values": " ".join(["0.1", *["1"] * 37, "0.1"]),
+            }
+        },
+    },
+}
+
+
+def write(path: Path, version: int = 2, **attrs: Any) -> Path:
+    """A product of 240 m with numbers that tell the band, its first column without data."""
+    attrs = {"scale_factor": 0.0001, "add_offset": -0.1, "_FillValue": 0, **attrs}
+    attrs = {key: value for key, value in attrs.items() if value is not None}
+    root = zarr.open_group(path, mode="w", zarr_format=version)
+    root.attrs.update(ROOT)
+    for step, names in LISTED.items():
+        side = 1920 // step
+        group = f"measurements/reflectance/r{step}m"
+        for name in names:
+            data = (1200 + 40 * int(name[1:], 16) + np.arange(side * side).reshape(side, side) % 90).astype(np.uint16)
+            data[:, 0] = 0
+            array(root, f"{group}/{name}", data, ("y", "x"), attrs)
+        array(root, f"{group}/x", 300000 + step // 2 + step * np.arange(side), ("x",))
+        array(root, f"{group}/y", 5000040 - step // 2 - step * np.arange(side), ("y",))
+    classes = np.tile(np.arange(12, dtype=np.uint8), 96 * 8).reshape(96, 96)
+    array(root, "conditions/mask/l2a_classification/r20m/scl", classes, ("y", "x"))
+    return path
+
+
+def array(root: zarr.Group, name: str, data: np.ndarray, dims: tuple[str, ...], attrs: dict[str, Any] | None = None):
+    extra = {"dimension_names": dims} if root.metadata.zarr_format == 3 else {}
+    made = root.create_array(
+        name, shape=data.shape, chunks=tuple(min(64, n) for n in data.shape), dtype=data.dtype, **extra
+    )
+    made[:] = data
+    made.attrs.update({"_ARRAY_DIMENSIONS": list(dims), **(attrs or {})})
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("eopf") / f"{NAME}.zarr")
+
+
+@pytest.mark.parametrize("grid", ["10m", "20m", "60m"])
+def test_values_are_those_of_plain_xarray(product, grid):
+    scene = open_scene(product, grid=grid)
+    validate_scene(scene)
+    theirs = xr.open_zarr(product, group=f"measurements/reflectance/r{grid}", consolidated=False)
+    native = [name for name in NATIVE[int(grid[:-1])] if name.lower() in theirs]
+    assert scene["band"].values.tolist() == band_numbers(native)
+    for layer, name in zip(scene["reflectance"].values, native, strict=True):
+        np.testing.assert_allclose(layer, theirs[name.lower()].values, atol=1e-6)
+        assert np.isnan(layer[:, 0]).all()
+    np.testing.assert_array_equal(scene["x"], theirs["x"])
+    np.testing.assert_array_equal(scene["y"], theirs["y"])
+    assert scene.odc.geobox.crs.epsg == 32633
+    assert (scene.attrs["sensor"], scene.attrs["processing_level"]) == ("Sentinel-2A", "L2A")
+    assert scene.attrs["scene_id"].startswith(NAME)
+
+
+def test_format_3_and_eopfs_own_attributes_read_the_same(product, tmp_path):
+    newer = write(tmp_path / f"{NAME}.zarr", 3)
+    xr.testing.assert_identical(open_scene(newer).load(), open_scene(product).load())
+    own = {"scale_factor": 0.0001, "add_offset": -0.1}
+    inner = write(tmp_path / "inner.zarr", scale_factor=None, add_offset=None, _eopf_attrs=own)
+    xr.testing.assert_equal(open_scene(inner)["reflectance"].load(), open_scene(product)["reflectance"].load())
+
+
+def test_all_bands_and_their_description(product):
+    scene = open_scene(product, grid="60m", bands="all")
+    assert list(scene.attrs["band_names"].values()) == ["B01", "B04", "B09"]
+    red = scene.sel(band=4)
+    assert float(red["wavelength"]) == 664.5
+    assert float(red["fwhm"]) == pytest.approx(37, abs=1.2)  # 37 samples of 1, with half a step to each side
+
+
+def test_windows_and_classes(product):
+    source = open_source(product)
+    window = Window(33, 50, 70, 61)
+    scene = open_scene(product)
+    np.testing.assert_array_equal(
+        source.read("reflectance", window, slice(1, 3)).values, scene["reflectance"].values[1:3, 33:103, 50:111]
+    )
+    classes = np.tile(np.arange(12), 96 * 8).reshape(96, 96).repeat(2, 0).repeat(2, 1)
+    quality = source.read("quality", window)
+    assert (quality[classes[window.slices] == 9] == QUALITY_FLAGS["cloud"]).all()
+    assert (quality[classes[window.slices] == 6] == QUALITY_FLAGS["water"]).all()
+
+
+def test_an_offset_that_is_missing_or_twice_warns(tmp_path):
+    with pytest.warns(OffsetWarning, match="forgotten"):
+        open_scene(write(tmp_path / "forgotten.zarr", add_offset=0.0))
+    with pytest.warns(OffsetWarning, match="applied twice"):
+        open_scene(write(tmp_path / "twice.zarr", add_offset=-0.2))
+
+
+def test_numbers_without_a_scale_are_refused(tmp_path):
+    with pytest.raises(InputError, match="states no scale_factor"):
+        open_scene(write(tmp_path / "x.zarr", scale_factor=None, add_offset=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filters": [{"id": "pickle"}]}, "is packed by 'pickle'"),
+        ({"compressor": {"id": "something"}}, "is packed by 'something'"),
+        ({"shape": [10**6, 10**6]}, "decodes to more than"),
+        ({"chunks": [10**6, 10**6]}, "decodes to more than"),
+        ({"shape": "much"}, "is no shape"),
+        ({"dtype": "|O"}, "expected real numbers"),
+        ({"dtype": "<f4"}, "expected uint16"),
+    ],
+)
+def test_hostile_metadata_are_refused_before_zarr_sees_them(tmp_path, change, message):
+    path = write(tmp_path / "x.zarr")
+    header = path / "measurements/reflectance/r10m/b03/.zarray"
+    header.write_text(json.dumps(json.loads(header.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        open_scene(path)
+
+
+def test_a_damaged_chunk_is_named(product, tmp_path):
+    path = write(tmp_path / "x.zarr")
+    chunk = next(iter(sorted((path / "measurements/reflectance/r10m/b04").glob("0.0"))))
+    chunk.write_bytes(b"\x00" + chunk.read_bytes()[: chunk.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"b04: a chunk cannot be decoded"):
+        open_scene(path)["reflectance"].load()
+
+
+@pytest.mark.parametrize("options", [{"grid": "30m"}, {"bands": "some"}, {"offset": "0"}])
+def test_wrong_options_are_refused(product, options):
+    with pytest.raises(ConfigError):
+        open_scene(product, **options)
