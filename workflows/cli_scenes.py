@@ -78,14 +78,47 @@ def superres(
 def classify(
     source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
-    model: Annotated[Path, typer.Option(help="A classifier that `cubeloom train` made.")],
+    model: Annotated[
+        str, typer.Option(help="A classifier that `cubeloom train` made, or a network that labels pixels.")
+    ],
+    weights: Annotated[str | None, typer.Option(help="Of a family: a file, or hf:owner/repo/file@sha256.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Side of a network's tiles, px; 0: the whole image.", min=0)] = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
-    """Classify IN; OUT holds classes, probabilities and confidence beside the measurement."""
-    _single(source, out, ("mask", {"classify": {"model": str(model)}}), detector, overwrite, workers, memory)
+    """Classify IN; OUT holds classes, probabilities, confidence and entropy beside the measurement."""
+    step = {"classify": {"model": model, "weights": weights, "tile": tile}}
+    _single(source, out, ("mask", step), detector, overwrite, workers, memory)
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
+    out: Path,
+    model: Annotated[str, typer.Option(help="A backbone, see `cubeloom models list`.")],
+    weights: Annotated[str | None, typer.Option(help="Of a family: a file, or hf:owner/repo/file@sha256.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of the network's tiles, px; 0: the whole image.", min=0)
+    ] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Also a GeoParquet file, a row for every 128 x 128 px.")] = None,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Embed IN by a backbone; OUT holds a vector for every few pixels in a group of its own, such as `d4`."""
+    from cubeloom.pipeline.embeddings import require_free, write_embeddings
+
+    from .console import say
+
+    if parquet:
+        require_free(parquet)
+    step = {"embed": {"model": model, "weights": weights, "tile": tile}}
+    _single(source, out, ("mask", step), detector, overwrite, workers, memory)
+    if parquet:
+        say(f"{out} -> {write_embeddings(out, parquet)}")
 
 
 @app.command()
