@@ -334,7 +334,7 @@ def test_wrong_splits_are_refused(image, tmp_path):
     tiles = [[1, 1], *tiles_of_all_classes(image, 0)]
     path.write_text(yaml.safe_dump({"tile_px": 8, "splits": [{"name": "s", "test": tiles}]}))
     uneven = replace(image, labels=np.where(soil, 3, np.where(image.labels == 3, 1, image.labels)).astype(np.uint8))
-    with pytest.raises(InputError, match=r"no training pixel of class \[3\]"):
+    with pytest.raises(InputError, match=r"field, s, seed 0: no training pixel of class \[3\]"):
         divide(uneven, parse_splits(str(path), SplitOptions()))
     with pytest.raises(InputError, match="labels of soil; two classes at least"):
         evaluate_classify([replace(image, labels=np.where(image.labels == 3, 3, 0).astype(np.uint8))], [], [])

@@ -22,6 +22,8 @@ Picture = npt.NDArray[np.float64]
 
 _CELL = 2.3
 """Width of a map, inches."""
+_LETTERS = 24
+"""Of a title that fit above a map."""
 _NUMBERED = 9
 """Confusion matrices of no more classes have their numbers written in."""
 _TRAIN, _TEST = "#d98a3d", "#1d5f74"
@@ -83,6 +85,7 @@ def _marks(found: ClassEvaluation, axes: "Axes", metric: str) -> None:
         look |= {"color": colour, "mfc": colour if split.apart else "white"}
         axes.errorbar(x, y, spread, label=label, **look)
     axes.set_xlim(-0.5, len(found.columns) - 0.5)
+    axes.margins(y=0.12)
     labels = [_wrapped(column.label) for column in found.columns]
     axes.set_xticks(at, labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
 
@@ -90,7 +93,8 @@ def _marks(found: ClassEvaluation, axes: "Axes", metric: str) -> None:
 def _part(found: ClassEvaluation, image: LabelledImage, split: SplitGroup, figure: "SubFigure") -> None:
     """One image and split: labels, training and test pixels, and what each method made of it in the first run."""
     first = found.divisions[image.name][split.name][0]
-    figure.suptitle(f"{image.name}: {split.label}", x=0.005, ha="left", fontsize=10, fontweight="bold")
+    title = textwrap.fill(f"{image.name}: {split.label}", int(_LETTERS * (2 + len(found.columns))))
+    figure.suptitle(title, x=0.005, ha="left", fontsize=10, fontweight="bold")
     maps, matrices = figure.subplots(2, 2 + len(found.columns), height_ratios=[_aspect(image), 1.0])
     ground = _ground(image)
     maps[0].imshow(_coloured(image, image.labels, ground), interpolation="nearest")
@@ -118,6 +122,7 @@ def _method(
     label = _wrapped(column.label)
     picture = [one for one in found.pictures if (one.image, one.split, one.method) == key]
     if not picture:
+        chart.imshow(np.ones((*image.shape, 3)))
         chart.set_title(f"{label}\nfailed", fontsize=8.5)
         matrix.set_axis_off()
         return

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from cubeloom.errors import ConfigError
+from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.pipeline.stages import explain
@@ -117,7 +117,10 @@ def divide(image: LabelledImage, groups: Sequence[SplitGroup]) -> dict[str, list
 
 
 def _division(image: LabelledImage, trial: Trial) -> Division:
-    parts = split_pixels(image, trial.split)
+    try:
+        parts = split_pixels(image, trial.split)
+    except InputError as error:
+        raise type(error)(f"{image.name}, {trial.name}: {error}") from None
     return Division(trial, np.asarray(parts.train), np.asarray(parts.test))
 
 
