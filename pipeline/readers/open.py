@@ -12,7 +12,7 @@ from cubeloom.errors import ConfigError, InputError
 from .base import Source, to_scene
 from .store import open_remote_source
 
-READERS = ("eopf", "store", "sentinel2", "enmap", "sentinel2_chips", "raster")
+READERS = ("eopf", "store", "sentinel2", "enmap", "sentinel2_chips", "sentinel2_cogs", "raster")
 """Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
 
 
@@ -21,8 +21,9 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 
     Args:
         path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), a Sentinel-2 product (SAFE folder
-            or ZIP, EOPF Zarr) or chips of it, an ENVI file or GeoTIFF whose band tags hold wavelengths, a Zarr store
-            that Cubeloom published, or the URL of one that it pushed (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
+            or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, an ENVI file or GeoTIFF whose band tags
+            hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
+            (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
         **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` for Sentinel-2; `offset=` for
             its chips without metadata; `group=` for a store with several grids; `scale=` and `measurement=` for a
             raster that does not state its units.

@@ -37,7 +37,7 @@ def band_name(text: str) -> str:
     Raises:
         ConfigError: no such band; names the nearest ones.
     """
-    found = _known(text)
+    found = known_band(text)
     if found is None:
         near = get_close_matches(text, (*NAMES, *COMMON_NAMES), 3)
         raise ConfigError(
@@ -50,7 +50,7 @@ def band_name(text: str) -> str:
 def find_band(text: str) -> str | None:
     """The first band that a file's name speaks of, such as `B04` in `T33UUP_B04_10m.jp2`; None where there is none."""
     for part in re.split(r"[^A-Za-z0-9]+", text):
-        if re.fullmatch(r"[Bb](\d{1,2}|8[Aa])", part) and (found := _known(part)):
+        if re.fullmatch(r"[Bb](\d{1,2}|8[Aa])", part) and (found := known_band(part)):
             return found
     return None
 
@@ -64,7 +64,8 @@ def band_numbers(names: Iterable[str]) -> list[int]:
     return [NAMES.index(band_name(name)) + 1 for name in names]
 
 
-def _known(text: str) -> str | None:
+def known_band(text: str) -> str | None:
+    """The name of a band by any of its names; None where there is none such."""
     low = text.strip().lower()
     if low in COMMON_NAMES:
         return NAMES[COMMON_NAMES.index(low)]
@@ -119,7 +120,7 @@ def nominal_bands(names: Iterable[str], sensor: str = "sentinel2a") -> list[Band
         names: in the spelling of `NAMES`, in any order.
         sensor: `sentinel2a` or `sentinel2b`.
     """
-    known = {_known(response.name): response for response in SENSORS[sensor]}
+    known = {known_band(response.name): response for response in SENSORS[sensor]}
     known[CIRRUS] = Response(CIRRUS, *_CIRRUS_WAVELENGTH[sensor])
     resolution = {name: step for step, group in NATIVE.items() for name in group}
     return [Band(name, resolution[name], known[name]) for name in sorted(names, key=NAMES.index)]
