@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from .sentinel2_bands import CIRRUS, NAMES, NATIVE, band_name, find_band, nomina
 from .sentinel2_decoding import Decoding
 from .sentinel2_scene import LONG_NAMES
 
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
 __all__ = ["ORDERS", "ChipSource", "open_source", "recognises"]
 
 _WITHOUT_CIRRUS = tuple(name for name in NAMES if name != CIRRUS)
@@ -42,6 +45,7 @@ SPECIAL = (0, 65535)
 """Numbers that stand for "no value" and saturation in every Sentinel-2 product so far."""
 _TIFFS = (".tif", ".tiff")
 _NAME = re.compile(r"S2(?P<unit>[A-D])_MSIL(?P<level>1C|2A)_(?P<time>\d{8}T\d{6})")
+_OTHERS = re.compile(r"(?i)(L[COTEM]\d\d_|HLS\.)")
 _TIME = re.compile(r"(?<!\d)(20[123]\d[01]\d[0-3]\dT\d{6})(?!\d)")
 
 
@@ -56,8 +60,9 @@ def recognises(path: Path) -> bool:
     if not path.is_file() or path.suffix.lower() not in _TIFFS:
         return False
     dataset = handle(RasterFile(path))
-    plain = set(dataset.dtypes) == {"uint16"} and not any(_has_wavelength(dataset.tags(n)) for n in dataset.indexes)
-    return plain and (dataset.count in (12, 13) or (dataset.count == 1 and find_band(path.stem) is not None))
+    all_bands = dataset.count in (12, 13)
+    one_band = dataset.count == 1 and _band_of(path) is not None
+    return (all_bands or one_band) and set(dataset.dtypes) == {"uint16"} and not _has_wavelengths(dataset)
 
 
 def open_source(
@@ -102,15 +107,23 @@ class Chip:
     number: int
 
 
-def _has_wavelength(tags: Mapping[str, str]) -> bool:
-    return any(key.lower() == "wavelength" for key in tags)
+def _has_wavelengths(dataset: "DatasetReader") -> bool:
+    """Whether tags of the file or its bands hold wavelengths, so that `raster` reads it."""
+    tags = [dataset.tags(), *(dataset.tags(number) for number in dataset.indexes)]
+    tags += [dataset.tags(number, ns="IMAGERY") for number in dataset.indexes]
+    return any("wavelength" in key.lower() for part in tags for key in part)
+
+
+def _band_of(path: Path) -> str | None:
+    """The band that a file's name speaks of; None for files of Landsat and HLS, which number theirs otherwise."""
+    return None if _OTHERS.match(path.name) else find_band(path.stem)
 
 
 def _band_files(folder: Path) -> dict[str, Path]:
     """TIFFs by the band in their name; several of a band leave none, so that nothing is picked by chance."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _TIFFS and path.is_file() and (name := find_band(path.stem)):
+        if path.suffix.lower() in _TIFFS and path.is_file() and (name := _band_of(path)):
             found.setdefault(name, []).append(path)
     return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
@@ -143,7 +156,7 @@ def _all_chips(folder: Path) -> list[Chip]:
 def _file_chips(path: Path, bands: str | None) -> list[Chip]:
     file = RasterFile(path)
     count = inspect(file).count
-    alone = find_band(path.stem)
+    alone = _band_of(path)
     if count == 1 and alone and bands is None:
         return [Chip(alone, file, 1)]
     if bands is None:

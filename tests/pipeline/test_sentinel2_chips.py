@@ -110,6 +110,22 @@ def test_the_order_of_bands_must_be_told_and_the_pixels_say_which(tmp_path):
             open_scene(path, offset="0", bands=wrong)
 
 
+def test_landsats_bands_are_not_taken_for_sentinels(tmp_path):
+    for band in (2, 3, 4, 5):
+        write(tmp_path / f"LC08_L2SP_193023_20240601_20240607_02_T1_SR_B{band}.TIF", chip_numbers("B04", 24), 30)
+    with pytest.raises(InputError, match="not a product that Cubeloom reads"):
+        open_scene(tmp_path)
+
+
+def test_a_raster_with_wavelengths_is_read_by_them(tmp_path):
+    path = write(tmp_path / "cube.tif", np.concatenate([chip_numbers(name, 24) for name in NAMES[:12]]))
+    with rasterio.open(path, "r+") as dataset:
+        for number in dataset.indexes:
+            dataset.update_tags(number, wavelength=str(400 + 30 * number), wavelength_units="nm")
+    scene = open_scene(path, scale="0.0001")
+    assert scene["wavelength"].values.tolist() == [400 + 30 * number for number in range(1, 13)]
+
+
 def test_files_of_other_grids_are_refused(folder):
     write(folder / "B08.tif", chip_numbers("B08", 20))
     with pytest.raises(InputError, match="do not belong together"):
