@@ -144,7 +144,8 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
 
     Returns:
         Paths by name: `truecolour`, `swir` (as far as the bands allow), the same with `_<subject>` for a subject other
-        than the measurement, `classes`, `classes_legend` (the same with its legend), and `thumbnail`.
+        than the measurement, `classes`, `classes_legend` (the same with its legend), `classes_entropy` (how sure they
+        are, with its scale), and `thumbnail`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _composites(scene)
@@ -154,6 +155,8 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
     if "classes" in scene:
         written["classes"] = write_png(class_map(scene), folder / "classes.png")
         written["classes_legend"] = _write_legend(scene, folder / "classes_legend.png")
+    if "entropy" in scene:
+        written["classes_entropy"] = _write_entropy(scene, folder / "classes_entropy.png")
     return written
 
 
@@ -227,6 +230,35 @@ def _write_legend(scene: xr.Dataset, path: Path) -> Path:
     patches = [Patch(color=hex_colour(entry.colour), label=entry.name.replace("_", " ")) for entry in legend]
     if patches:
         figure.legend(handles=patches, loc="lower left", ncols=columns, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def _write_entropy(scene: xr.Dataset, path: Path) -> Path:
+    """The entropy of the classes with its scale below, on white; grey where there is no class."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    values = np.asarray(scene["entropy"].values)
+    height, width = values.shape
+    map_height = 6 * height / width
+    figure = Figure(figsize=(6, map_height + 0.6), facecolor="white")
+    share = map_height / figure.get_figheight()
+    axes = figure.add_axes((0, 1 - share, 1, share), facecolor="#dddddd")
+    shown = axes.imshow(values, cmap=colormaps["viridis"], vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(
+        shown,
+        orientation="horizontal",
+        cax=figure.add_axes((0.2, 0.42 * (1 - share), 0.6, 0.2 * (1 - share))),
+        ticks=(0, 1),
+    )
+    bar.set_label(
+        "certain                    entropy of the classes                    unknown", labelpad=-9, fontsize=9
+    )
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
 
