@@ -1,5 +1,7 @@
 """FreeNet: keys and shapes by their rules, the forward pass beside a slow one, any size, and what masks leave alone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -210,6 +212,20 @@ def test_group_norm_takes_each_group_over_valid_pixels():
     moved = torch.where(valid[:, None], x, 1e6 * torch.randn_like(x))
     kept = valid[:, None].expand_as(x)
     assert torch.equal(norm(moved, share)[kept], norm(x, share)[kept])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+def test_normalisation_is_exact_wherever_features_lie_and_however_far_they_are_from_zero(masked):
+    norm, x = GroupNorm(2, 6), 3 + 0.3 * torch.randn(2, 6, 210, 190)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    share = shares(partly_valid(2, 210, 190).double(), 1)[0] if masked else None
+    expected = deepcopy(norm).double()(x.double(), share)
+    side_by_side = x.contiguous(memory_format=torch.channels_last)
+    for form in (x, side_by_side):
+        found = norm(form, None if share is None else share.float())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4 if masked else 2e-5)
 
 
 @torch.no_grad()
