@@ -9,6 +9,7 @@ from cubeloom.errors import InputError
 
 from .sentinel2_bands import NAMES
 from .sentinel2_metadata import ProductMetadata
+from .sentinel2_polygons import parse_clouds
 from .sentinel2_quality import CoarseFile, QualityFiles
 from .sentinel2_safe import SafeFiles
 from .sentinel2_tile import TileMetadata
@@ -80,14 +81,15 @@ def quality_files(
     bands: Collection[str],
     by_band: bool,
 ) -> QualityFiles:
-    """The masks of a grid: SCL of L2A, MSK_CLASSI of L1C, and MSK_QUALIT of its native bands where wanted.
+    """The masks of a grid: SCL of L2A; MSK_CLASSI of L1C, or its clouds as polygons before processing baseline 04.00.
 
-    Older products have masks as polygons (GML), which are not read; their L1C scenes have no cloud flags.
+    MSK_QUALIT of its native bands come with them where they are wanted.
 
     Raises:
-        InputError: a listed mask is missing.
+        InputError: a listed mask is missing or wrong.
     """
     masks = {(mask.kind, mask.band): mask.path for mask in tile.masks if mask.path.endswith(".jp2")}
+    polygons = next((mask.path for mask in tile.masks if mask.kind == "MSK_CLOUDS" and mask.path.endswith(".gml")), "")
     classes = {image.resolution: image.path for image in listed_images(metadata) if image.band == "SCL"}
     if by_band and not any(kind == "MSK_QUALIT" for kind, _ in masks):
         raise InputError(
@@ -105,5 +107,11 @@ def quality_files(
             step = min(classes)
         return QualityFiles(CoarseFile(files.image(classes[step]), max(1, step // resolution)), None, own)
     clouds = masks.get(("MSK_CLASSI", ""))
-    found = CoarseFile(files.file(clouds), _CLASSI_RESOLUTION // resolution) if clouds else None
-    return QualityFiles(None, found, own)
+    if clouds:
+        return QualityFiles(None, CoarseFile(files.file(clouds), _CLASSI_RESOLUTION // resolution), own)
+    if polygons:
+        document, origin = files.read(polygons), f"{files.path}/{polygons}"
+        return QualityFiles(
+            None, None, own, parse_clouds(document, origin, files.file(polygons), tile.grids[resolution])
+        )
+    return QualityFiles(None, None, own)

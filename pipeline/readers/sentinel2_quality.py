@@ -14,6 +14,7 @@ from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import QUALITY_FLAGS
 
 from .rasters import RasterFile, read_window
+from .sentinel2_polygons import CloudPolygons
 
 SCL_FLAGS = {
     0: "background",
@@ -76,18 +77,21 @@ class QualityFiles:
         scene_classes: SCL.
         cloud_classes: MSK_CLASSI.
         by_band: MSK_QUALIT of each of the Scene's bands.
+        clouds: the clouds of older products.
     """
 
     scene_classes: CoarseFile | None = None
     cloud_classes: CoarseFile | None = None
     by_band: Mapping[str, CoarseFile] = field(default_factory=dict)
+    clouds: CloudPolygons | None = None
 
     @property
     def files(self) -> dict[str, RasterFile]:
         """Files by the part they play."""
         found = {"SCL": self.scene_classes, "MSK_CLASSI": self.cloud_classes}
         found |= {f"MSK_QUALIT {name}": file for name, file in self.by_band.items()}
-        return {name: file.file for name, file in found.items() if file is not None}
+        files = {name: file.file for name, file in found.items() if file is not None}
+        return files | ({"MSK_CLOUDS": self.clouds.file} if self.clouds is not None else {})
 
     def flags(self, window: Window, shape: Shape) -> Array:
         """The `quality` flags of a window, uint32 `(y, x)`; background is told where SCL is there."""
@@ -96,6 +100,8 @@ class QualityFiles:
             flags |= SCL_LOOKUP[self.scene_classes.read(window, shape)[0]]
         if self.cloud_classes is not None:
             _add(flags, CLASSI_FLAGS, self.cloud_classes.read(window, shape, tuple(CLASSI_FLAGS)))
+        if self.clouds is not None:
+            self.clouds.add(flags, window)
         for file in self.by_band.values():
             _add(flags, QUALIT_FLAGS, file.read(window, shape, tuple(QUALIT_FLAGS)))
         return flags

@@ -1,5 +1,6 @@
 """Sentinel-2 SAFE products: simulated ones read in every way, against rasterio and the documents."""
 
+import re
 import shutil
 import warnings
 import zipfile
@@ -15,11 +16,12 @@ from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline.encoding import Packed
 from cubeloom.pipeline.grids import Window, whole
 from cubeloom.pipeline.readers import open_source
-from cubeloom.pipeline.readers.sentinel2 import find_products
+from cubeloom.pipeline.readers.sentinel2 import find_products, read_metadata
 from cubeloom.pipeline.readers.sentinel2_bands import NAMES, NATIVE, band_name, band_numbers
 from cubeloom.pipeline.readers.sentinel2_grids import open_grids
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.readers.sentinel2_quality import SCL_FLAGS
+from cubeloom.pipeline.readers.sentinel2_safe import locate
 from cubeloom.pipeline.scene import QUALITY_FLAGS, validate_scene
 from cubeloom.pipeline.simulate import simulate_scene
 from cubeloom.pipeline.simulate.sentinel2 import simulate_sentinel2
@@ -184,6 +186,86 @@ def test_baselines_give_the_same_reflectance(product, old_product):
     difference = np.abs(old["reflectance"].values - new["reflectance"].values)
     assert np.nanmax(difference) <= 0.0011  # numbers below 1 were cut off before the offset came
     assert np.nanquantile(difference, 0.9) < 1e-6
+
+
+GML = """<?xml version="1.0"?>
+<eop:Mask xmlns:eop="http://www.opengis.net/eop/2.0" xmlns:gml="http://www.opengis.net/gml/3.2">
+<eop:maskMembers>
+<eop:MaskFeature><eop:maskType codeSpace="x">OPAQUE</eop:maskType><eop:extentOf><gml:Polygon>
+<gml:exterior><gml:LinearRing><gml:posList srsDimension="2">{outer}</gml:posList></gml:LinearRing></gml:exterior>
+<gml:interior><gml:LinearRing><gml:posList srsDimension="3">{hole}</gml:posList></gml:LinearRing></gml:interior>
+</gml:Polygon></eop:extentOf></eop:MaskFeature>
+</eop:maskMembers></eop:Mask>"""
+
+
+def as_l1c(product: Path, *, polygons: bool) -> None:
+    """Turn a simulated product into one of Level 1C: its images flat and native, its elements under L1C's names."""
+    document, tile = product / "MTD_MSIL2A.xml", next(product.glob("GRANULE/*/MTD_TL.xml"))
+    folder = tile.parent / "IMG_DATA"
+    listed = ""
+    for step, names in NATIVE.items():
+        for name in names:
+            (path,) = folder.glob(f"R{step}m/*_{name.replace('B10', 'B09')}_{step}m.jp2")
+            stem = f"{path.name[:22]}_{name}"
+            shutil.copy(path, folder / f"{stem}.jp2")
+            listed += f"<IMAGE_FILE>{folder.relative_to(product) / stem}</IMAGE_FILE>"
+    text = document.read_text(encoding="utf-8")
+    text = re.sub(r"<IMAGE_FILE>.*</IMAGE_FILE>", listed, text, flags=re.DOTALL)
+    quantification = '<QUANTIFICATION_VALUE unit="none">10000</QUANTIFICATION_VALUE>'
+    text = re.sub(r"<QUANTIFICATION_VALUES_LIST>.*</QUANTIFICATION_VALUES_LIST>", quantification, text, flags=re.DOTALL)
+    text = text.replace("BOA_ADD_OFFSET_VALUES_LIST", "Radiometric_Offset_List").replace("BOA_ADD", "RADIO_ADD")
+    (product / "MTD_MSIL1C.xml").write_text(text.replace("Level-2A_User", "Level-1C_User"), encoding="utf-8")
+    document.unlink()
+    if polygons:
+        box = open_box(product)
+        x, y = box.transform * (10, 20)
+        outer = f"{x} {y} {x + 400} {y} {x + 400} {y - 300} {x} {y - 300} {x} {y}"  # 40 columns, 30 rows
+        hole = " ".join(
+            f"{x + dx} {y - dy} 7" for dx, dy in ((100, 100), (200, 100), (200, 200), (100, 200), (100, 100))
+        )
+        clouds = tile.parent / "QI_DATA/MSK_CLOUDS_B00.gml"
+        clouds.write_text(GML.format(outer=outer, hole=hole))
+        masks = f'<MASK_FILENAME type="MSK_CLOUDS">{clouds.relative_to(product)}</MASK_FILENAME>'
+        text = tile.read_text()
+        tile.write_text(re.sub(r"<MASK_FILENAME.*</MASK_FILENAME>", masks, text, flags=re.DOTALL))
+
+
+def open_box(product: Path):
+    return read_metadata(locate(product))[1].grids[10]
+
+
+def test_level_1c_reads_its_own_elements_and_masks(copy, product):
+    as_l1c(copy, polygons=False)
+    scene = open_scene(copy, grid="60m")
+    assert list(scene.attrs["band_names"].values()) == ["B01", "B09", "B10"]
+    assert scene.attrs["processing_level"] == "L1C"
+    assert scene["reflectance"].attrs["long_name"] == "top-of-atmosphere reflectance"
+    quality = open_scene(copy, grid="20m")["quality"].values
+    with rasterio.open(next(copy.glob("GRANULE/*/QI_DATA/MSK_CLASSI_B00.jp2"))) as dataset:
+        opaque, cirrus, snow = dataset.read()
+    for layer, flag in ((opaque, "cloud"), (cirrus, "cirrus_thin"), (snow, "snow")):
+        expected = layer.repeat(3, 0).repeat(3, 1) > 0
+        np.testing.assert_array_equal((quality & QUALITY_FLAGS[flag]) > 0, expected)
+    theirs = open_scene(product, grid="20m")
+    np.testing.assert_array_equal(open_scene(copy, grid="20m")["reflectance"].values, theirs["reflectance"].values)
+    background = (quality & QUALITY_FLAGS["background"]) > 0
+    np.testing.assert_array_equal(background, np.isnan(theirs["reflectance"].values).all(axis=0))
+
+
+def test_clouds_of_older_products_are_polygons(copy):
+    as_l1c(copy, polygons=True)
+    expected = np.zeros(open_box(copy).shape, bool)
+    expected[20:50, 10:50] = True
+    expected[30:40, 20:30] = False
+    source = open_source(copy)
+    flags = source.read("quality", whole(source.spec.shape))
+    np.testing.assert_array_equal((flags & QUALITY_FLAGS["cloud"]) > 0, expected)
+    window = Window(25, 5, 20, 30)
+    np.testing.assert_array_equal(source.read("quality", window), flags[window.slices])
+    (mask,) = copy.glob("GRANULE/*/QI_DATA/MSK_CLOUDS_B00.gml")
+    mask.write_text(mask.read_text().replace('srsDimension="2">', 'srsDimension="2">1 '))
+    with pytest.raises(InputError, match="no closed ring"):
+        open_scene(copy)
 
 
 def test_a_missing_image_is_named(copy):
