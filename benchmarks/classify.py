@@ -16,7 +16,7 @@ Each run is a process of its own, peer and ours in turn: once to warm up, then t
 passes. The ratio is peer over ours, median of the pairs. The short run has the peer label 24 of the 610 rows and takes
 its time for them times 610 / 24. Memory is the largest resident size of the process, the cube in it.
 
-No more than 1e-4 may lie between our scores and those of FreeNet as its authors write it, or between the peer's and
+No more than 1e-5 may lie between our scores and those of FreeNet as its authors write it, or between the peer's and
 those of its patches one by one, which the benchmark checks on a part of the scene.
 """
 
@@ -91,8 +91,8 @@ def _print(row: dict[str, Any]) -> None:
     print(f"{row['case']:12}" + "".join(f"{row[key]:>11{form}}" for key, form in forms.items()))
     if row["peer_rows"] < HEIGHT:
         print(f"the peer labelled {row['peer_rows']} of {HEIGHT} rows; its time is that of all, reckoned from them")
-    if row["difference"] > 1e-4:
-        raise SystemExit(f"the scores differ by {row['difference']:.1e}, more than 1e-4")
+    if row["difference"] > 1e-5:
+        raise SystemExit(f"the scores differ by {row['difference']:.1e}, more than 1e-5")
 
 
 def _in_process(side: str, rows: int, threads: int) -> dict[str, float]:
