@@ -15,6 +15,7 @@ from cubeloom.pipeline.scene import QUALITY_FLAGS, SceneSpec
 from . import sentinel2_guard, sentinel2_safe
 from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, inspect, read_window
 from .sentinel2_bands import NAMES
+from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
 from .sentinel2_images import grid_images, quality_files, tile_folder
 from .sentinel2_metadata import ProductMetadata, parse_product
@@ -30,16 +31,20 @@ find_products = sentinel2_safe.find_products
 GRIDS = {"10m": 10, "20m": 20, "60m": 60}
 
 
-def open_source(path: Path, *, grid: str = "10m", bands: str = "native", masks: str = "scene") -> "Sentinel2Source":
+def open_source(
+    path: Path, *, grid: str = "10m", bands: str = "native", masks: str = "scene", resampling: str = "area"
+) -> "Sentinel2Source | CommonGridSource":
     """The Source over one grid of a SAFE product.
 
     Args:
         path: the product's folder, its ZIP, or its MTD_MSIL*.xml.
         grid: `10m`, `20m` or `60m`.
-        bands: `native`, the bands that were measured at this grid, or `all` that the product has images of at it,
-            which the provider resampled.
+        bands: `native`, the bands that were measured at this grid; `all` that the product has images of at it,
+            which the provider resampled; or `common`, every band, brought to this grid here.
         masks: `scene`, the masks of the whole scene, or `bands` for those of each band too (`defect`, saturation);
             they are as many pixels again to decode.
+        resampling: for `common`: `area` (finer bands averaged, coarser ones repeated) or `cubic` (coarser ones
+            interpolated).
 
     Raises:
         InputError: files are missing or damaged, or images and metadata disagree.
@@ -48,23 +53,39 @@ def open_source(path: Path, *, grid: str = "10m", bands: str = "native", masks: 
     Warns:
         OffsetWarning: the offset that the metadata state does not fit the pixels.
     """
-    _check(path, {"grid": (grid, tuple(GRIDS)), "bands": (bands, ("native", "all")), "masks": (masks, _MASKS)})
+    _check(
+        path,
+        {
+            "grid": (grid, tuple(GRIDS)),
+            "bands": (bands, ("native", "all", "common")),
+            "masks": (masks, ("scene", "bands")),
+            "resampling": (resampling, ("area", "cubic")),
+        },
+    )
     files = sentinel2_safe.locate(path)
     metadata, tile = read_metadata(files)
-    resolution = GRIDS[grid]
+    if bands == "common":
+        if masks == "bands":
+            raise ConfigError(f"{path}: masks='bands' are of native bands; open them with bands='native'")
+        steps = {step: _native_source(files, metadata, tile, step, "native", masks) for step in GRIDS.values()}
+        steps[GRIDS[grid]] = _guarded(steps[GRIDS[grid]], metadata)
+        return on_common_grid(steps, GRIDS[grid], cubic=resampling == "cubic")
+    return _guarded(_native_source(files, metadata, tile, GRIDS[grid], bands, masks), metadata)
+
+
+def _native_source(
+    files: SafeFiles, metadata: ProductMetadata, tile: TileMetadata, resolution: int, bands: str, masks: str
+) -> "Sentinel2Source":
+    """The Source over the images that a product has at a resolution, m."""
     images = grid_images(metadata, resolution, native=bands == "native")
     if not images:
-        raise InputError(f"{files.path}: lists no images of bands at {grid}")
+        raise InputError(f"{files.path}: lists no images of bands at {resolution} m")
     quality = quality_files(files, metadata, tile, resolution, [image.band for image in images], masks == "bands")
     cubes = tuple(files.image(image.path) for image in images)
     offset = np.array([metadata.offset[image.band] for image in images])
     spec = scene_spec(metadata, tile, [metadata.bands[image.band] for image in images], resolution, quality)
     decoding = Decoding(metadata.quantification, offset, (metadata.nodata, metadata.saturated))
-    source = Sentinel2Source(spec, files, cubes, decoding, quality, _common_info(cubes, spec))
-    return _guarded(source, metadata)
-
-
-_MASKS = ("scene", "bands")
+    return Sentinel2Source(spec, files, cubes, decoding, quality, _common_info(cubes, spec))
 
 
 def read_metadata(files: SafeFiles) -> tuple[ProductMetadata, TileMetadata]:
@@ -112,7 +133,7 @@ def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2
     wrong = sentinel2_guard.judge(dark, metadata.quantification, offset)
     if not wrong:
         return source
-    warnings.warn(f"{source.product.path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
+    warnings.warn(f"{source.product.path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=5)
     spec = replace(source.spec, attrs={**source.spec.attrs, "offset_warning": wrong})
     return replace(source, spec=spec)
 

@@ -14,10 +14,12 @@ import xarray as xr
 from cubeloom import open_scene
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline.encoding import Packed
+from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.grids import Window, whole
 from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.readers.sentinel2 import find_products, read_metadata
 from cubeloom.pipeline.readers.sentinel2_bands import NAMES, NATIVE, band_name, band_numbers
+from cubeloom.pipeline.readers.sentinel2_common import cubic
 from cubeloom.pipeline.readers.sentinel2_grids import open_grids
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.readers.sentinel2_quality import SCL_FLAGS
@@ -88,6 +90,55 @@ def test_all_bands_of_a_grid_are_there_when_asked_for(product):
     np.testing.assert_allclose(red, reflectance_by_hand(numbers(product, "B04", 20)), atol=1e-7)
     assert (np.diff(scene["wavelength"]) > 0).all()
     assert (scene["fwhm"] > 10).all()
+
+
+@pytest.mark.parametrize("grid", ["10m", "20m", "60m"])
+def test_all_bands_come_on_a_common_grid(product, grid):
+    """Averages are those over the pixels inside, and what is repeated has them as its averages."""
+    scene = open_scene(product, grid=grid, bands="common")
+    validate_scene(scene)
+    wanted = [name for name in NAMES if name != "B10"]
+    assert list(scene.attrs["band_names"].values()) == wanted
+    target = int(grid[:-1])
+    assert scene.odc.geobox == open_scene(product, grid=grid).odc.geobox
+    for native, names in NATIVE.items():
+        for name in set(names) - {"B10"}:
+            own = reflectance_by_hand(numbers(product, name, native))
+            found = scene["reflectance"].sel(band=band_numbers([name])[0]).values
+            fine, coarse = (found, own) if native > target else (own, found)
+            factor = max(native, target) // min(native, target)
+            means = fine.reshape(coarse.shape[0], factor, coarse.shape[1], factor).mean(axis=(1, 3))
+            np.testing.assert_allclose(coarse, means, atol=6e-5)  # half a step of the store
+    xr.testing.assert_identical(scene["quality"], open_scene(product, grid=grid)["quality"])
+
+
+def test_cubic_convolution_keeps_planes_and_does_not_see_windows(product):
+    source = open_source(product, bands="common", resampling="cubic")
+    full = source.read("reflectance", whole(source.spec.shape))
+    for window in (Window(17, 31, 40, 29), Window(0, 0, 7, 5), Window(60, 50, 1, 1)):
+        np.testing.assert_array_equal(source.read("reflectance", window).data, full.data[(..., *window.slices)])
+    y, x = np.mgrid[:20, :16] + 0.5
+    plane = (3 * y - 2 * x).astype(np.float32)
+    fine = cubic(plane, Window(0, 0, 20, 16), Window(0, 0, 60, 48), 3)
+    y, x = (np.mgrid[:60, :48] + 0.5) / 3
+    np.testing.assert_allclose(fine[6:-6, 6:-6], (3 * y - 2 * x)[6:-6, 6:-6], atol=1e-4)
+    plane[10, 8] = np.nan
+    holed = cubic(plane, Window(0, 0, 20, 16), Window(0, 0, 60, 48), 3)
+    expected = np.zeros((60, 48), bool)
+    expected[30:33, 24:27] = True
+    np.testing.assert_array_equal(np.isnan(holed), expected)
+
+
+def test_a_published_store_holds_the_same(product, tmp_path):
+    run_to_store(open_source(product, grid="20m", bands="common"), [], tmp_path / "out.zarr")
+    stored, scene = open_scene(tmp_path / "out.zarr"), open_scene(product, grid="20m", bands="common")
+    for name in ("reflectance", "quality"):
+        np.testing.assert_array_equal(stored[name].values, scene[name].values)
+    for name in ("band", "wavelength", "fwhm", "detector", "time"):
+        np.testing.assert_array_equal(stored[name].values, scene[name].values)
+    assert stored.odc.geobox == scene.odc.geobox
+    assert stored.attrs["band_names"] == scene.attrs["band_names"]
+    assert stored.attrs["history"] == scene.attrs["history"]
 
 
 def test_windows_are_parts_of_the_whole_and_come_packed(product):
@@ -293,7 +344,17 @@ def test_an_image_of_another_size_is_refused(copy):
         open_scene(copy)
 
 
-@pytest.mark.parametrize("options", [{"grid": "30m"}, {"bands": "some"}, {"masks": "none"}, {"detector": "vnir"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grid": "30m"},
+        {"bands": "some"},
+        {"masks": "none"},
+        {"resampling": "sinc"},
+        {"bands": "common", "masks": "bands"},
+        {"detector": "vnir"},
+    ],
+)
 def test_wrong_options_are_refused(product, options):
     with pytest.raises(ConfigError):
         open_scene(product, **options)
