@@ -8,7 +8,7 @@ neighbouring bands are neighbouring rows, and one output band is one matrix time
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from cubeloom.errors import ModelError
+
+from .spectral_adapter_training import Layer, TrainingPass
 
 LAYERS = ((1, 32, 7, 5), (32, 64, 7, 5), (64, 128, 5, 3))
 """Features in and out, kernel and stride of each convolution; all have a padding of one band."""
@@ -112,6 +114,8 @@ class SpectralAdapter(nn.Sequential):
             ModelError: x does not fit; see `require_spectra`.
         """
         require_spectra(x)
+        if self._trains_on_cpu(x):
+            return self._training_pass(x)
         y = x.flatten(2).unsqueeze(2)
         for index, (_, outputs, _, stride) in enumerate(LAYERS):
             conv, norm = self.layer(index)
@@ -120,6 +124,33 @@ class SpectralAdapter(nn.Sequential):
             y = functional.relu(z, inplace=True).view(y.shape)
         return y.mean(1).view(len(x), FEATURES, *x.shape[2:])
 
+    def _trains_on_cpu(self, x: Tensor) -> bool:
+        """Whether all normalisations are plain ones by batch statistics, and the cube needs no gradient."""
+        norms = [self.layer(index)[1] for index in range(len(LAYERS))]
+        plain = all(type(norm) is nn.BatchNorm3d and norm.training and norm.affine for norm in norms)
+        whole = x.dtype == norms[0].weight.dtype and x[:, 0].numel() > 1
+        return (
+            plain and whole and x.device.type == "cpu" and not x.requires_grad and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _training_pass(self, x: Tensor) -> Tensor:
+        layers, parameters, depth = [], list[Tensor](), x.shape[1]
+        pairs = [self.layer(index) for index in range(len(LAYERS))]
+        for (inputs, outputs, kernel, stride), (conv, norm) in zip(LAYERS, pairs, strict=True):
+            places = tuple(
+                (_rows(bands, inputs), _rows(taps, inputs), _rows(slice(place, place + 1), outputs))
+                for place, bands, taps in windows(depth, kernel, stride)
+            )
+            depth = len(places)
+            layers.append(Layer(inputs, outputs, depth, places))
+            parameters += [conv.weight[..., 0, 0], conv.bias, norm.weight, norm.bias]
+        features, *found = TrainingPass.apply(  # type: ignore[no-untyped-call]
+            x.flatten(2), layers, [norm.eps for _, norm in pairs], *parameters
+        )
+        for layer, (conv, norm), mean, var in zip(layers, pairs, found[::2], found[1::2], strict=True):
+            _track(norm, mean + conv.bias.detach(), var, layer.depth * x[:, 0].numel())
+        return cast("Tensor", features.view(len(x), FEATURES, *x.shape[2:]))
+
     def layer(self, index: int) -> tuple[Any, Any]:
         """The convolution and the normalisation of a layer; the latter may have become a synchronised one."""
         return self[3 * index], self[3 * index + 1]
@@ -127,6 +158,16 @@ class SpectralAdapter(nn.Sequential):
     def for_inference(self) -> "FoldedAdapter":
         """The same function in eval mode, with batch normalisations folded in; equal to 1e-5."""
         return FoldedAdapter(self)
+
+
+def _track(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Let a normalisation's running statistics follow those of a batch, as it would itself."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked += 1
+    share = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    for running, value in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.lerp_(value.to(running.dtype), share)
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cubeloom.errors import ModelError
-from cubeloom.models import spectral_adapter
+from cubeloom.models import spectral_adapter, spectral_adapter_training
 from cubeloom.models.spectral_adapter import LAYERS, SpectralAdapter, bands_seen, output_depth, products
 
 DEPTHS = {202: (40, 8, 2), 235: (47, 9, 3), 198: (39, 7, 2), 150: (30, 6, 2)}
@@ -36,12 +36,13 @@ def convolved(adapter, x):
     return nn.Sequential.forward(adapter, x[:, None]).squeeze(2)
 
 
-def gradients(adapter, x, forward):
-    """Of a sum in which every value has another weight, by all parameters and the input."""
-    x = x.clone().requires_grad_()
+def gradients(adapter, x, forward, of_x=True):
+    """Of a sum in which every value has another weight, by all parameters and the input, where it is asked for."""
+    x = x.clone().requires_grad_(of_x)
     y = forward(x)
     (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
-    return {"x": x.grad, **{name: value.grad for name, value in adapter.named_parameters()}}
+    found = {name: value.grad for name, value in adapter.named_parameters()}
+    return found | {"x": x.grad} if of_x else found
 
 
 def test_keys_are_those_of_the_published_checkpoints():
@@ -76,14 +77,17 @@ def test_products_are_convolutions(bands):
         torch.testing.assert_close(adapter.train()(x), convolved(adapter, x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_convolutions_in_float64(training):
+@pytest.mark.parametrize(("training", "of_x"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("piece", [5, 1024])
+def test_gradients_are_those_of_convolutions_in_float64(monkeypatch, training, of_x, piece):
+    """With the gradient of the cube and without, which go different ways."""
+    monkeypatch.setattr(spectral_adapter_training, "PIECE", piece)
     adapter, x = lively().train(training), torch.randn(2, 202, 3, 4)
     slow, exact = copy.deepcopy(adapter).double(), copy.deepcopy(adapter).double()
-    expected = gradients(slow, x.double(), lambda values: convolved(slow, values))
-    for key, value in gradients(exact, x.double(), exact).items():
+    expected = gradients(slow, x.double(), lambda values: convolved(slow, values), of_x)
+    for key, value in gradients(exact, x.double(), exact, of_x).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-11)
-    for key, value in gradients(adapter, x, adapter).items():
+    for key, value in gradients(adapter, x, adapter, of_x).items():
         # Batch statistics cancel the biases of convolutions, so what is left of their gradients is rounding.
         largest = max(float(expected[one].abs().max()) for one in (key, key.replace("bias", "weight")))
         torch.testing.assert_close(value.double(), expected[key], rtol=0, atol=2e-5 * largest)
@@ -96,6 +100,54 @@ def test_gradients_are_those_of_small_changes(stride):
     arrays = (torch.randn(2, 8, 2, 3), torch.randn(3, 2, 5), torch.randn(3))
     arrays = tuple(array.double().requires_grad_() for array in arrays)
     assert torch.autograd.gradcheck(lambda *of: products(*of, stride), arrays)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("of_x", [True, False])
+def test_running_statistics_are_those_of_the_normalisations(momentum, of_x):
+    adapter = lively().train()
+    for index in (1, 4, 7):
+        adapter[index].momentum = momentum
+    slow = copy.deepcopy(adapter)
+    for _ in range(3):
+        x = torch.randn(2, 90, 3, 5).requires_grad_(of_x)
+        torch.testing.assert_close(adapter(x), convolved(slow, x), rtol=0, atol=1e-5)
+    for key, value in slow.state_dict().items():
+        torch.testing.assert_close(adapter.state_dict()[key], value)
+
+
+def frozen(adapter):
+    adapter[4].eval()
+
+
+def untracked(adapter):
+    adapter[4] = nn.BatchNorm3d(64, track_running_stats=False)
+
+
+def unweighted(adapter):
+    adapter[4] = nn.BatchNorm3d(64, affine=False)
+
+
+@pytest.mark.parametrize("change", [frozen, untracked, unweighted])
+def test_normalisations_that_were_changed_by_hand(change):
+    adapter, x = lively().train(), torch.randn(2, 90, 3, 4)
+    change(adapter)
+    slow = copy.deepcopy(adapter)
+    expected = gradients(slow, x, lambda values: convolved(slow, values), False)
+    for key, value in gradients(adapter, x, adapter, False).items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-3 * max(1, float(expected[key].abs().max())))
+    for key, value in slow.state_dict().items():
+        torch.testing.assert_close(adapter.state_dict()[key], value)
+
+
+def test_weights_that_learn_nothing_may_stand_beside_others():
+    adapter, x = lively().train(), torch.randn(1, 90, 3, 4)
+    adapter[3].requires_grad_(False)
+    slow = copy.deepcopy(adapter).requires_grad_(True)
+    (adapter(x) ** 2).sum().backward()
+    (convolved(slow, x) ** 2).sum().backward()
+    assert adapter[3].weight.grad is None
+    torch.testing.assert_close(adapter[0].weight.grad, slow[0].weight.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_data_have_no_gradient_unless_asked():
