@@ -1,6 +1,7 @@
 """Sentinel-2 in EOPF's Zarr layout: stores written by Zarr as the provider lays them out, against plain xarray."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,8 @@ def test_numbers_without_a_scale_are_refused(tmp_path):
         ({"dtype": "<f4"}, "expected uint16"),
     ],
 )
-def test_hostile_metadata_are_refused_before_zarr_sees_them(tmp_path, change, message):
-    path = write(tmp_path / "x.zarr")
+def test_hostile_metadata_are_refused_before_zarr_sees_them(product, tmp_path, change, message):
+    path = Path(shutil.copytree(product, tmp_path / "x.zarr"))
     header = path / "measurements/reflectance/r10m/b03/.zarray"
     header.write_text(json.dumps(json.loads(header.read_text()) | change))
     with pytest.raises(InputError, match=message):
@@ -160,7 +161,7 @@ def test_hostile_metadata_are_refused_before_zarr_sees_them(tmp_path, change, me
 
 
 def test_a_damaged_chunk_is_named(product, tmp_path):
-    path = write(tmp_path / "x.zarr")
+    path = Path(shutil.copytree(product, tmp_path / "x.zarr"))
     chunk = next(iter(sorted((path / "measurements/reflectance/r10m/b04").glob("0.0"))))
     chunk.write_bytes(b"\x00" + chunk.read_bytes()[: chunk.stat().st_size // 2])
     with pytest.raises(InputError, match=r"b04: a chunk cannot be decoded"):
