@@ -106,7 +106,7 @@ def _check(path: Path, options: Mapping[str, tuple[str, tuple[str, ...]]]) -> No
 
 
 def _common_info(cubes: tuple[RasterFile, ...], spec: SceneSpec) -> RasterInfo | None:
-    """Header of the first image that is no empty file; all must be of the size that the metadata give the grid."""
+    """Header of the first image that is no empty file; all must have the size and place that the metadata give."""
     found = None
     for cube in cubes:
         if 0 in (cube.size, file_state(cube.path)[0]):
@@ -117,16 +117,30 @@ def _common_info(cubes: tuple[RasterFile, ...], spec: SceneSpec) -> RasterInfo |
                 f"{cube}: holds {info.count} bands of {info.shape[0]} x {info.shape[1]} px, {info.dtype}; the metadata "
                 f"expect one of {spec.shape[0]} x {spec.shape[1]} px, uint16"
             )
+        _check_place(cube, info, spec)
         found = found or info
     return found
 
 
+def _check_place(cube: RasterFile, info: RasterInfo, spec: SceneSpec) -> None:
+    """Refuse an image whose own corner lies more than half a pixel from the tile's."""
+    if info.grid.crs is None:
+        return
+    stated, own = spec.grid.transform, info.grid.transform
+    if max(abs(stated.c - own.c), abs(stated.f - own.f)) > abs(stated.a) / 2:
+        raise InputError(
+            f"{cube}: its upper left corner is {own.c:g}, {own.f:g}; the metadata say {stated.c:g}, {stated.f:g}: the "
+            "files do not belong together"
+        )
+
+
 def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2Source":
-    """The source, with a warning where the product's offsets do not fit the pixels of all its bands."""
+    """The source, with a warning where the product's offsets do not fit its pixels."""
     if source.info is None:
         return source
     images = [image for resolution in GRIDS.values() for image in grid_images(metadata, resolution, native=True)]
     there = [image for image in images if source.product.has(image.path)]
+    there = [image for image in there if image.band in sentinel2_guard.ASKED] or there
     samples = [sentinel2_guard.sample(source.product.image(image.path)) for image in there]
     offset = [metadata.offset[image.band] for image in there]
     dark = sentinel2_guard.darkest(samples, [image.band for image in there], offset, source.decoding.special)

@@ -3,7 +3,7 @@
 Since processing baseline 04.00 Sentinel-2's numbers stand 1000 above those of before, so that dark surfaces keep their
 noise; the offset of -1000 takes that back. It goes wrong in two ways, and both show in the darkest pixels. Forgotten,
 nothing is darker than a reflectance of 0.1, though hardly a scene lacks water, shadow, or a band that sees them dark.
-(All bands of a product are asked, whichever grid is opened: over forest the near infrared alone is nowhere dark.)
+(Bands of all grids are asked, whichever is opened: over forest the near infrared alone is nowhere dark.)
 Applied to numbers that never had it, whole surfaces reflect less than nothing. Whole scenes of cloud, snow or bright
 desert look like the first: hence a warning, not an error.
 """
@@ -27,6 +27,8 @@ PERCENT = 1.0
 """Share of the pixels of a band that count as its dark ones."""
 DARK_SOMEWHERE = frozenset({"B01", "B02", "B03", "B04", "B05", "B10", "B11", "B12"})
 """Bands that see something dark in nearly every scene; without one of them, brightness tells nothing."""
+ASKED = frozenset({"B01", "B04", "B10", "B12"})
+"""Bands of a whole product that are asked: enough to see something dark somewhere, and fewer files to open."""
 LEAST = 64
 """Pixels that a judgement needs."""
 SAMPLE_EDGE = 256

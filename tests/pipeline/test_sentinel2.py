@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
+from affine import Affine
 
 from cubeloom import open_scene
 from cubeloom.errors import ConfigError, InputError
@@ -358,6 +359,18 @@ def test_an_image_of_another_size_is_refused(copy):
 def test_wrong_options_are_refused(product, options):
     with pytest.raises(ConfigError):
         open_scene(product, **options)
+
+
+def test_an_image_of_another_place_is_refused(copy):
+    (path,) = copy.glob("GRANULE/*/IMG_DATA/R10m/*_B04_10m.jp2")
+    with rasterio.open(path) as dataset:
+        profile, layers = dataset.profile, dataset.read()
+    path.unlink()
+    profile["transform"] = profile["transform"] * Affine.translation(1000, 0)
+    with rasterio.open(path, "w", **{**profile, "QUALITY": 100, "REVERSIBLE": "YES"}) as dataset:
+        dataset.write(layers)
+    with pytest.raises(InputError, match="do not belong together"):
+        open_scene(copy)
 
 
 def test_bands_have_one_name():
