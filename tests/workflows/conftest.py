@@ -1,9 +1,11 @@
 """Simulated catalogs, made once, and a run over one of them."""
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,6 +39,15 @@ class Published:
     out: Path
     result: RunResult
     report: Path
+
+
+@pytest.fixture(scope="session")
+def earth_data() -> ModuleType:
+    """Writers of small sets in SpectralEarth's layout; tests are no package, so by its file."""
+    spec = importlib.util.spec_from_file_location("earth_data", Path(__file__).with_name("earth_data.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
