@@ -326,6 +326,14 @@ def test_recipes_that_cannot_be_followed_are_refused(folder):
         ({"classes": {}}, "name two at least"),
         ({"images": other}, "a standard scene has its own"),
         ({"images": [other[0], {**other[0]}], "split": {"method": "listed", "test_tiles": [[0, 0]]}}, "of one image"),
+        (
+            {"images": [{"set": "pavia", "folder": "."}]},
+            r"standard\.set: Input should be 'pavia_university', 'salinas'",
+        ),
+        (
+            {"images": [{"scene": "cube.mat"}]},
+            r"labelled\.labels: Field required, found {'scene': 'cube\.mat'}; images",
+        ),
         ({"quota": 0}, "quota"),
         ({"width": 0.01}, "width"),
     ):

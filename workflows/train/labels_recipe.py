@@ -1,9 +1,9 @@
 """What recipes say of labels: where they are, which classes there are, and which pixels test."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .stratified import SEED
 
@@ -53,7 +53,15 @@ class StandardScene(_Part):
         return self.model_copy(update={"folder": folder / self.folder})
 
 
-ImageSource = StandardScene | LabelledScene
+def _kind(source: Any) -> str:  # noqa: ANN401 - whatever YAML holds, or one of the two classes
+    standard = "set" in source if isinstance(source, dict) else isinstance(source, StandardScene)
+    return "standard" if standard else "labelled"
+
+
+ImageSource = Annotated[
+    Annotated[StandardScene, Tag("standard")] | Annotated[LabelledScene, Tag("labelled")], Discriminator(_kind)
+]
+"""Told apart by `set`, so that a mistake is explained for the one that was meant."""
 
 
 class ClassOf(_Part):
