@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PIECE = 1024
-"""Pixels of a piece."""
+"""Pixels of a piece for each thread that works on it."""
 
 Rows = tuple[slice, slice, slice]
 """Of a kernel's place: rows of the input that it covers, of its taps that lie on them, and of the output."""
@@ -74,18 +74,19 @@ class TrainingPass(torch.autograd.Function):
         """Parameters: weight (C', C, taps) and bias of a convolution, weight and bias of its normalisation, in turn."""
         weights, _, scales, shifts = (parameters[first::4] for first in range(4))
         scratch, norms, kept = Scratch(x), list[Norm](), list[Tensor]()
-        below = _cut(x)
+        step = PIECE * torch.get_num_threads()
+        below = _cut(x, step)
         for layer, weight, scale, shift, epsilon in zip(layers, weights, scales, shifts, eps, strict=True):
-            whole, above = _allocate(x, layer.depth * layer.outputs)
+            whole, above = _allocate(x, layer.depth * layer.outputs, step)
             moments = _convolve(layer, weight, norms[-1] if norms else None, below, above, scratch)
             norms.append(moments.norm(scale, shift, epsilon))
             kept.append(whole)
             below = above
         features = x.new_empty(len(x), layers[-1].outputs, x.shape[2])
-        for piece, total in zip(below, _cut(features), strict=True):
+        for piece, total in zip(below, _cut(features, step), strict=True):
             torch.mean(_activate(piece, norms[-1], scratch).view(-1, *total.shape), 0, out=total)
         ctx.save_for_backward(x, *kept, *weights, *scales)
-        ctx.layers, ctx.norms = layers, norms
+        ctx.layers, ctx.norms, ctx.step = layers, norms, step
         found = [value for norm in norms for value in (norm.mean, norm.var)]
         ctx.mark_non_differentiable(*found)
         return features, *found
@@ -96,10 +97,10 @@ class TrainingPass(torch.autograd.Function):
         """Gradients of all parameters; that of the cube is not asked for."""
         x, *saved = ctx.saved_tensors
         count = len(ctx.layers)
-        pieces = [_cut(x), *(_views(whole, x) for whole in saved[:count])]
+        pieces = [_cut(x, ctx.step), *(_views(whole, x, ctx.step) for whole in saved[:count])]
         weights, scales = saved[count : 2 * count], saved[2 * count :]
         scratch = Scratch(x)
-        above, sums = _of_features(gradient, ctx.layers[-1], ctx.norms[-1], pieces[-1], scratch)
+        above, sums = _of_features(_cut(gradient, ctx.step), ctx.layers[-1], ctx.norms[-1], pieces[-1], scratch)
         found: list[Tensor | None] = []
         for at in reversed(range(count)):
             layer, norm = ctx.layers[at], ctx.norms[at]
@@ -265,11 +266,11 @@ def _convolve(
 
 
 def _of_features(
-    gradient: Tensor, layer: Layer, norm: Norm, values: Sequence[Tensor], scratch: Scratch
+    above: Sequence[Tensor], layer: Layer, norm: Norm, values: Sequence[Tensor], scratch: Scratch
 ) -> tuple[list[Tensor], Sums]:
     """The gradient behind the last normalisation, from that of the mean over its bands."""
-    sums, gradients = Sums(values[0].shape[0], gradient), _allocate_like(values)
-    for value, upper, total in zip(values, _cut(gradient), gradients, strict=True):
+    sums, gradients = Sums(values[0].shape[0], values[0]), _allocate_like(values)
+    for value, upper, total in zip(values, above, gradients, strict=True):
         active = _activate(value, norm, scratch)
         spread = (upper / layer.depth).repeat(layer.depth, 1)
         torch.ops.aten.threshold_backward.grad_input(spread, active, 0, grad_input=total)
@@ -293,25 +294,25 @@ def _column(values: Tensor, layer: Layer, like: Tensor) -> Tensor:
     return values.to(like.dtype).repeat(layer.depth)[:, None]
 
 
-def _starts(pixels: int) -> Iterator[tuple[int, int]]:
-    return pairwise([*range(0, pixels, PIECE), pixels])
+def _starts(pixels: int, step: int) -> Iterator[tuple[int, int]]:
+    return pairwise([*range(0, pixels, step), pixels])
 
 
-def _cut(x: Tensor) -> list[Tensor]:
+def _cut(x: Tensor, step: int) -> list[Tensor]:
     """(N, rows, P) → views (rows, pixels of a piece)."""
-    return [sample[:, start:stop] for sample in x for start, stop in _starts(x.shape[2])]
+    return [sample[:, start:stop] for sample in x for start, stop in _starts(x.shape[2], step)]
 
 
-def _views(whole: Tensor, x: Tensor) -> list[Tensor]:
+def _views(whole: Tensor, x: Tensor, step: int) -> list[Tensor]:
     """A row of memory as pieces, one behind the other: (rows, pixels) each."""
-    widths = [stop - start for _ in x for start, stop in _starts(x.shape[2])]
+    widths = [stop - start for _ in x for start, stop in _starts(x.shape[2], step)]
     rows = whole.numel() // sum(widths)
     return [part.view(rows, -1) for part in torch.split(whole, [rows * width for width in widths])]
 
 
-def _allocate(x: Tensor, rows: int) -> tuple[Tensor, list[Tensor]]:
+def _allocate(x: Tensor, rows: int, step: int) -> tuple[Tensor, list[Tensor]]:
     whole = x.new_empty(rows * len(x) * x.shape[2])
-    return whole, _views(whole, x)
+    return whole, _views(whole, x, step)
 
 
 def _allocate_like(pieces: Sequence[Tensor]) -> list[Tensor]:
