@@ -92,15 +92,20 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """A class of a map: pixel value, name, and colour as six hexadecimal digits."""
+    """A class of a map: pixel value, name, colour as six hexadecimal digits, and its title for people.
+
+    A name holds letters, digits, `-` and `_` alone; where there is no title, it stands for it.
+    """
 
     value: int
     name: str
     colour: str
+    title: str = ""
 
     def document(self) -> Document:
         """The class as `classification:classes` lists it."""
-        return {"value": self.value, "name": self.name, "title": self.name.replace("_", " "), "color_hint": self.colour}
+        title = self.title or self.name.replace("_", " ")
+        return {"value": self.value, "name": self.name, "title": title, "color_hint": self.colour}
 
 
 @dataclass(frozen=True)

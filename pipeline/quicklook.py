@@ -250,15 +250,9 @@ def _write_entropy(scene: xr.Dataset, path: Path) -> Path:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(
-        shown,
-        orientation="horizontal",
-        cax=figure.add_axes((0.2, 0.42 * (1 - share), 0.6, 0.2 * (1 - share))),
-        ticks=(0, 1),
-    )
-    bar.set_label(
-        "certain                    entropy of the classes                    unknown", labelpad=-9, fontsize=9
-    )
+    scale = figure.add_axes((0.2, 0.55 * (1 - share), 0.6, 0.2 * (1 - share)))
+    bar = figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(0, 0.5, 1))
+    bar.set_ticklabels(["certain", "entropy of the classes", "all alike"], fontsize=9)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
 

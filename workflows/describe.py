@@ -98,7 +98,7 @@ def class_records(spec: SceneSpec) -> tuple[ClassRecord, ...]:
         return ()
     legend = class_legend(spec.variables["classes"].attrs)
     return tuple(
-        ClassRecord(entry.value, _plain_name(entry.name), hex_colour(entry.colour).removeprefix("#"))
+        ClassRecord(entry.value, _plain_name(entry.name), hex_colour(entry.colour).removeprefix("#"), entry.name)
         for entry in legend
     )
 

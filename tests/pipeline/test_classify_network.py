@@ -14,12 +14,15 @@ from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.export import export_store
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.plan import make_plan
+from cubeloom.pipeline.quicklook import write_quicklooks
+from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.readers.base import SceneSource
 from cubeloom.pipeline.scene import QUALITY_FLAGS, defect_variable, scene_from, spec_of, validate_scene
 from cubeloom.pipeline.stages.classify import Classify
 from cubeloom.pipeline.stages.denoise import Denoise
 from cubeloom.pipeline.stages.embed import Embed
 from cubeloom.pipeline.stages.mask import Mask
+from cubeloom.workflows.describe import class_records
 
 NAMES = ("classes", "probability", "confidence", "entropy")
 
@@ -203,6 +206,11 @@ def test_a_map_is_exported_with_its_legend(save, make_scene, tmp_path):
         assert file.tags(1)["class_5"] == "water"
     np.testing.assert_array_equal(codes, cubeloom.open_scene(tmp_path / "s.zarr").classes.values)
     assert colours[9] == (0xAA, 0x55, 0x00, 255)
+    records = [record.document() for record in class_records(open_source(tmp_path / "s.zarr").spec)]
+    told = {"value": 2, "name": "low_vegetation", "title": "low vegetation", "color_hint": "00aa00"}
+    assert records[0] == told, "as the classification extension wants it"
+    pictures = write_quicklooks(cubeloom.open_scene(tmp_path / "s.zarr"), tmp_path / "pictures")
+    assert {"classes", "classes_legend", "classes_entropy"} <= pictures.keys()
     entropy = export_store(tmp_path / "s.zarr", tmp_path / "entropy.tif", variable="entropy")
     with rasterio.open(entropy) as file:
         assert file.scales[0] == pytest.approx(1 / 250)
