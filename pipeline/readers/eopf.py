@@ -29,7 +29,7 @@ from .sentinel2_bands import NAMES, NATIVE, Band, band_name, nominal_bands, scen
 from .sentinel2_decoding import Decoding
 from .sentinel2_quality import SCL_LOOKUP, spread
 from .sentinel2_scene import LICENCE, LONG_NAMES
-from .zarr_arrays import ArrayFile, attributes
+from .zarr_arrays import ArrayFile, attributes, finite
 
 __all__ = ["EopfSource", "open_source", "recognises"]
 
@@ -37,6 +37,7 @@ GRIDS = {"10m": 10, "20m": 20, "60m": 60}
 _REFLECTANCE = "measurements/reflectance"
 _CLASSES = "conditions/mask/l2a_classification"
 _BAND = re.compile(r"b\d[0-9a]")
+_LEAST_SCALE = 1e-6
 _WHOLE = 1e-6
 """How far an offset in numbers may lie from a whole one: 0.1 / 0.0001 is not quite 1000."""
 
@@ -96,9 +97,9 @@ def _stated(file: ArrayFile, name: str) -> float | None:
     """A number of an array's attributes, or of EOPF's own among them."""
     own = file.attributes.get("_eopf_attrs")
     for attrs in (file.attributes, own if isinstance(own, dict) else {}):
-        value = attrs.get(name)
-        if isinstance(value, int | float) and np.isfinite(value):
-            return float(value)
+        value = finite(attrs.get(name))
+        if value is not None:
+            return value
     return None
 
 
@@ -106,12 +107,15 @@ def _decoding(files: list[ArrayFile]) -> Decoding:
     scales, offsets, special = set(), [], {0, 65535}
     for file in files:
         scale, shift = _stated(file, "scale_factor"), _stated(file, "add_offset")
-        if scale is None or not 0 < scale <= 1:
-            raise InputError(f"{file.path}: states no scale_factor between 0 and 1, so its unit is unknown")
+        if scale is None or not _LEAST_SCALE <= scale <= 1 or abs(shift or 0) > 1:
+            raise InputError(
+                f"{file.path}: states no scale_factor between {_LEAST_SCALE:g} and 1 with an add_offset of at most 1 "
+                "either way, so its unit is unknown"
+            )
         scales.add(scale)
         counts = (shift or 0.0) / scale
         offsets.append(float(round(counts)) if abs(counts - round(counts)) < _WHOLE else counts)
-        special |= {int(file.fill)} if file.fill is not None and float(file.fill).is_integer() else set()
+        special |= {int(file.fill)} if file.fill is not None and 0 <= file.fill <= 65535 else set()
     if len(scales) > 1:
         raise InputError(f"{files[0].path}: the bands of this grid state different scales: {sorted(scales)}")
     quantification = 1 / scales.pop()

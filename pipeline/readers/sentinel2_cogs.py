@@ -127,14 +127,21 @@ def _local(path: Path, href: str) -> RasterFile | None:
     Raises:
         InputError: it leads out of the item's folder.
     """
-    parts = urlsplit(href)
+    try:
+        parts = urlsplit(href)
+    except ValueError:
+        raise InputError(f"{path}: an asset's href {href[:80]!r} is no URL") from None
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         return None
-    folder = path.parent.resolve()
-    place = (folder / unquote(parts.path)).resolve()
+    try:
+        folder = path.parent.resolve()
+        place = (folder / unquote(parts.path)).resolve()
+        here = place.is_file()
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise InputError(f"{path}: an asset's href {href[:80]!r} is no path ({error})") from None
     if not place.is_relative_to(folder):
         raise InputError(f"{path}: an asset leads to {place}, outside the item's folder; lay the files beside the item")
-    return RasterFile(place) if place.is_file() and place.suffix.lower() in _RASTERS else None
+    return RasterFile(place) if here and place.suffix.lower() in _RASTERS else None
 
 
 def _classes(path: Path, item: Mapping[str, Any], chip: Chip) -> CoarseFile | None:

@@ -35,7 +35,7 @@ _TEXTS = {
     "processing_version": "PROCESSING_BASELINE",
     "processing_time": "GENERATION_TIME",
     "orbit_direction": "Datatake/SENSING_ORBIT_DIRECTION",
-    "datatake": "Datatake/DATATAKE_TYPE",
+    "datatake_type": "Datatake/DATATAKE_TYPE",
 }
 
 

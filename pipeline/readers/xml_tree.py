@@ -1,6 +1,5 @@
 """Elements of a provider's XML, with readers that name the file and the path where something is missing."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,9 +21,6 @@ class Node:
     element: Element
     origin: str
     where: str = ""
-
-    def __iter__(self) -> Iterator["Node"]:
-        return (self._inner(element, element.tag) for element in self.element)
 
     def optional(self, path: str) -> str:
         """Text of an element; empty where there is none."""

@@ -117,13 +117,14 @@ _Header = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], float | None]
 
 
 def _format_2(path: Path, document: Mapping[str, Any]) -> _Header:
-    codecs = [document.get("compressor"), *(document.get("filters") or [])]
+    filters = document.get("filters") or []
+    codecs = [document.get("compressor"), *(filters if isinstance(filters, list) else [filters])]
     _check_codecs(path, [codec.get("id") if isinstance(codec, dict) else codec for codec in codecs if codec], CODECS)
     return (
         _lengths(path, document.get("shape")),
         _lengths(path, document.get("chunks")),
         _type(path, document.get("dtype")),
-        _number(document.get("fill_value")),
+        finite(document.get("fill_value")),
     )
 
 
@@ -138,13 +139,13 @@ def _format_3(path: Path, document: Mapping[str, Any]) -> _Header:
         _lengths(path, document.get("shape")),
         _lengths(path, inner.get("chunk_shape") if isinstance(inner, dict) else None),
         _type(path, document.get("data_type")),
-        _number(document.get("fill_value")),
+        finite(document.get("fill_value")),
     )
 
 
 def _check_codecs(path: Path, names: list[Any], allowed: frozenset[str]) -> None:
     for name in names:
-        if name not in allowed:
+        if not isinstance(name, str) or name not in allowed:
             raise InputError(f"{path}: is packed by {str(name)[:40]!r}; of arrays from outside only those packed by "
                              f"{', '.join(sorted(allowed))} are read")  # fmt: skip
 
@@ -173,5 +174,12 @@ def _type(path: Path, value: object) -> np.dtype[Any]:
     return found
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def finite(value: object) -> float | None:
+    """A JSON value as a finite number; None where it is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if np.isfinite(number) else None

@@ -144,6 +144,8 @@ def test_numbers_without_a_scale_are_refused(tmp_path):
     ("change", "message"),
     [
         ({"filters": [{"id": "pickle"}]}, "is packed by 'pickle'"),
+        ({"filters": 1e308}, "is packed by"),
+        ({"compressor": {"id": []}}, "is packed by"),
         ({"compressor": {"id": "something"}}, "is packed by 'something'"),
         ({"shape": [10**6, 10**6]}, "decodes to more than"),
         ({"chunks": [10**6, 10**6]}, "decodes to more than"),
@@ -157,6 +159,15 @@ def test_hostile_metadata_are_refused_before_zarr_sees_them(product, tmp_path, c
     header = path / "measurements/reflectance/r10m/b03/.zarray"
     header.write_text(json.dumps(json.loads(header.read_text()) | change))
     with pytest.raises(InputError, match=message):
+        open_scene(path)
+
+
+@pytest.mark.parametrize("change", [{"scale_factor": 1e-300}, {"add_offset": 1e308}, {"scale_factor": 10**400}])
+def test_scales_that_cannot_be_are_refused(product, tmp_path, change):
+    path = Path(shutil.copytree(product, tmp_path / "x.zarr"))
+    header = path / "measurements/reflectance/r10m/b03/.zattrs"
+    header.write_text(json.dumps(json.loads(header.read_text()) | change))
+    with pytest.raises(InputError, match="states no scale_factor"):
         open_scene(path)
 
 

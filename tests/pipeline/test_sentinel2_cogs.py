@@ -123,6 +123,16 @@ def test_hrefs_stay_in_the_items_folder(tmp_path, href):
         open_scene(path)
 
 
+@pytest.mark.parametrize("href", ["é" * 300 + ".tif", "a%00b.tif", "http://[x"])
+def test_hrefs_that_are_no_paths_are_refused(tmp_path, href):
+    path = publish(tmp_path, "planetary", **{"s2:processing_baseline": "05.11"})
+    item = json.loads(path.read_text())
+    item["assets"]["B03"]["href"] = href
+    path.write_text(json.dumps(item))
+    with pytest.raises(InputError, match="is no"):
+        open_scene(path)
+
+
 def test_remote_assets_are_as_if_not_there(tmp_path):
     path = publish(tmp_path, "planetary", **{"s2:processing_baseline": "05.11"})
     item = json.loads(path.read_text())
