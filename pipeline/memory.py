@@ -106,10 +106,10 @@ def fit(
 
 def _smaller_tiles(stages: Sequence[Stage], specs: Sequence[SceneSpec], tiles: Sequence[int], budget: int) -> str:
     """What to do about a network's tiles that take more than the budget: the largest that would fit, where one does."""
-    step = int(np.argmax(tiles))
-    for smaller in stages[step].smaller(specs[step]) if tiles[step] > budget else ():
-        if _tile_bytes([*stages[:step], smaller], specs, step) <= budget:
-            return f"set tile: {smaller.model_dump()['tile']} of {smaller.name}, which fits"
+    for step, stage in enumerate(stages):
+        for smaller in stage.smaller(specs[step]) if tiles[step] > budget else ():
+            if _tile_bytes([*stages[:step], smaller], specs, step) <= budget:
+                return f"set tile: {smaller.model_dump()['tile']} of {smaller.name}, which fits"
     return "take a smaller network"
 
 

@@ -177,6 +177,19 @@ def test_a_table_has_the_mean_vector_of_every_square(scene, backbone, tmp_path):
         write_embeddings(tmp_path / "s.zarr", out)
 
 
+def test_the_command_writes_store_and_table(scene, backbone, tmp_path, cli):
+    product = cubeloom.write_scene(scene.isel(y=slice(0, 60), x=slice(40, 100)), tmp_path / "in.zarr")
+    out, table = tmp_path / "out.zarr", tmp_path / "e.parquet"
+    done = cli("embed", product, out, "--model", backbone, "--parquet", table, "--workers", 1)
+    assert done.code == 0, done.err
+    assert cubeloom.open_scene(out, group="d4").embedding.shape == (128, 15, 15)
+    assert len(geopandas.read_parquet(table)) == 1
+    again = cli("embed", product, tmp_path / "other.zarr", "--model", backbone, "--parquet", table)
+    assert again.code == 2
+    assert "e.parquet exists" in again.err
+    assert not (tmp_path / "other.zarr").exists(), "what cannot end is not begun"
+
+
 def test_a_store_without_embeddings_is_refused(scene, tmp_path):
     cubeloom.write_scene(scene, tmp_path / "plain.zarr")
     with pytest.raises(InputError, match="holds no embedding"):

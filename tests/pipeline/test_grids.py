@@ -1,5 +1,7 @@
 """Windows: tiling covers once, halos stay inside, cropping agrees with slicing."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,4 +37,6 @@ def test_cropping_outside_is_refused():
 
 def test_a_finer_grid_covers_the_same_ground():
     assert Window(2, 3, 4, 5).scaled(3) == Window(6, 9, 12, 15)
+    assert Window(4, 8, 8, 5).scaled(Fraction(1, 4)) == Window(1, 2, 2, 2), "the last cell reaches beyond"
+    assert Window(2, 4, 4, 2).scaled(Fraction(3, 2)) == Window(3, 6, 6, 3)
     assert whole((7, 9)).stop == (7, 9)

@@ -136,3 +136,28 @@ def test_reflection_adds_below_and_right_and_changes_nothing():
     np.testing.assert_array_equal(grown[:, :3, 5:], images[:, :, 3:0:-1])
     assert padded(images, (3, 5)) is images
     assert padded(np.ones((1, 1, 1)), (4, 4)).shape == (1, 4, 4)
+
+
+@given(shapes, st.sampled_from([2, 4, 16]), st.integers(2, 6), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_tiles_of_cells_begin_at_multiples_of_the_stride(shape, stride, count, overlap):
+    """They cover every pixel, a window's blend is that of the whole, and cells are those of a coarser grid."""
+    edge = stride * count
+    lattice = Lattice.of(shape, Tiling(edge, min(overlap, edge // 2), stride, 1, stride=stride, exact=True))
+    cells = tuple(-(-size // stride) for size in shape)
+    assert lattice.shape == tuple(min(edge, size * stride) for size in cells)
+    random = np.random.default_rng(0)
+    images = [random.random((1, *lattice.cells(number).shape), np.float32) for number in range(len(lattice))]
+    covered = np.zeros(shape, int)
+    for number in range(len(lattice)):
+        window = lattice.window(number)
+        covered[window.slices] += 1
+        assert window.row % stride == window.col % stride == 0
+        assert images[number].shape[1:] == tuple(-(-size // stride) for size in window.shape)
+    assert covered.min() >= 1
+    blended = blend(lattice, whole(shape), images.__getitem__)
+    assert blended.shape == (1, *cells)
+    part = Window(0, 0, *(min(size, 3 * stride) for size in shape))
+    np.testing.assert_array_equal(
+        blend(lattice, part, images.__getitem__), part.coarsened(stride).crop(blended, whole(cells))
+    )
