@@ -335,4 +335,5 @@ class EopfSource:
         parts = [
             (f"{array.path.name} {file.relative_to(array.path)}", file) for array in arrays for file in array.files()
         ]
-        return digest(parts, salt=self.spec.scene_id)
+        headers = [path for name in (".zattrs", "zarr.json") if (path := self.path / name).is_file()]
+        return digest([*parts, *((path.name, path) for path in headers)], salt=self.spec.scene_id)

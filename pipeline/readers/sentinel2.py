@@ -85,7 +85,8 @@ def _native_source(
     offset = np.array([metadata.offset[image.band] for image in images])
     spec = scene_spec(metadata, tile, [metadata.bands[image.band] for image in images], resolution, quality)
     decoding = Decoding(metadata.quantification, offset, (metadata.nodata, metadata.saturated))
-    return Sentinel2Source(spec, files, cubes, decoding, quality, _common_info(cubes, spec))
+    documents = files.document, _tile_document(metadata)
+    return Sentinel2Source(spec, files, documents, cubes, decoding, quality, _common_info(cubes, spec))
 
 
 def read_metadata(files: SafeFiles) -> tuple[ProductMetadata, TileMetadata]:
@@ -95,8 +96,12 @@ def read_metadata(files: SafeFiles) -> tuple[ProductMetadata, TileMetadata]:
         InputError: one is missing or wrong.
     """
     metadata = parse_product(files.read(files.document), f"{files.path}/{files.document}")
-    name = f"{tile_folder(metadata)}/MTD_TL.xml"
+    name = _tile_document(metadata)
     return metadata, parse_tile(files.read(name), f"{files.path}/{name}")
+
+
+def _tile_document(metadata: ProductMetadata) -> str:
+    return f"{tile_folder(metadata)}/MTD_TL.xml"
 
 
 def _check(path: Path, options: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
@@ -159,6 +164,7 @@ class Sentinel2Source:
     Attributes:
         spec: the Scene without pixels.
         product: where the product's files lie.
+        documents: paths of the product's metadata in there.
         cubes: the image of each of the Scene's bands.
         decoding: numbers to reflectance.
         quality: the masks.
@@ -167,6 +173,7 @@ class Sentinel2Source:
 
     spec: SceneSpec
     product: SafeFiles
+    documents: tuple[str, ...]
     cubes: tuple[RasterFile, ...]
     decoding: Decoding
     quality: QualityFiles
@@ -224,7 +231,7 @@ class Sentinel2Source:
     def _parts(self) -> list[tuple[str, Path]]:
         if self.product.archive is not None:
             return [("archive", self.product.archive)]
-        parts = [("metadata", self.product.file(self.product.document).path)]
+        parts = [(f"metadata {number}", self.product.file(name).path) for number, name in enumerate(self.documents)]
         parts += [(name, file.path) for name, file in self.quality.files.items()]
         return parts + [(name, cube.path) for name, cube in zip(self.names, self.cubes, strict=True)]
 

@@ -337,6 +337,13 @@ def test_listed_paths_stay_inside_the_product(copy, place):
         open_scene(copy)
 
 
+def test_the_fingerprint_is_of_the_content_alone(product, copy):
+    assert open_source(copy).fingerprint() == open_source(product).fingerprint()
+    assert open_source(copy, grid="20m").fingerprint() != open_source(copy).fingerprint()
+    edit(copy, "GRANULE/*/MTD_TL.xml", "</n1:Level-2A_Tile_ID>", "<!-- another --></n1:Level-2A_Tile_ID>")
+    assert open_source(copy).fingerprint() != open_source(product).fingerprint()
+
+
 def test_an_image_of_another_size_is_refused(copy):
     (path,) = copy.glob("GRANULE/*/IMG_DATA/R10m/*_B04_10m.jp2")
     (other,) = copy.glob("GRANULE/*/IMG_DATA/R20m/*_B04_20m.jp2")
