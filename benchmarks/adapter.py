@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--run", nargs=3, metavar=("SIDE", "CASE", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        _one_run(*arguments.run, arguments.threads)
+        side, case, out = arguments.run
+        _one_run(side, case, out, arguments.threads)
         return
     print(f"{'case':18}" + "".join(f"{title:>11}" for title, _ in COLUMNS.values()))
     rows = [_case(case, 1 if arguments.quick else arguments.rounds, arguments.threads) for case in CASES]

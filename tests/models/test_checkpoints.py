@@ -41,7 +41,7 @@ class TestForms:
 
     @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
     @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-    @pytest.mark.parametrize("key", [None, "net", "state_dict"])
+    @pytest.mark.parametrize("key", [None, "net", "state_dict", "model"])
     @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
     def test_every_wrapping_gives_the_same_weights(self, tiny, tmp_path, suffix, legacy, key, prefix):
         state = {prefix + name: value for name, value in tiny.state_dict().items()}

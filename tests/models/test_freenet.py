@@ -300,7 +300,8 @@ def test_every_weight_learns(masked):
 
 def test_authors_checkpoints_load_and_others_are_refused(tmp_path):
     network, x = network_of(), image()
-    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "own.pth")
+    wrapped = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"model": wrapped, "opt": {"param_groups": []}, "global_step": 9}, tmp_path / "own.pth")
     with torch.inference_mode():
         assert torch.equal(create_model("freenet", tmp_path / "own.pth", **SMALL)(x), network(x))
     with pytest.raises(ModelError, match=r"feature_ops\.0\.0\.weight \(24, 5, 3, 3\) instead of \(24, 6, 3, 3\)"):
