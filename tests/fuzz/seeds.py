@@ -145,12 +145,17 @@ about: {licence: Apache-2.0, tile: 256, halo: 24}
 
 def workflows() -> list[bytes]:
     """Workflows as YAML."""
-    return [EVERY_STEP, *(path.read_bytes() for path in sorted(LIBRARY.glob("*.yaml")) if "train_" not in path.name)]
+    return [EVERY_STEP, *(path.read_bytes() for path in _library(recipes=False))]
 
 
 def recipes() -> list[bytes]:
     """Recipes as YAML."""
-    return [CLASSIFIER, DENOISER, *(path.read_bytes() for path in sorted(LIBRARY.glob("train_*.yaml")))]
+    return [CLASSIFIER, DENOISER, *(path.read_bytes() for path in _library(recipes=True))]
+
+
+def _library(*, recipes: bool) -> list[Path]:
+    """The recipes of the library, which have a kind, or its workflows."""
+    return [path for path in sorted(LIBRARY.glob("*.yaml")) if (b"\nkind:" in path.read_bytes()) == recipes]
 
 
 @cache
