@@ -6,10 +6,10 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
@@ -40,6 +40,8 @@ CHUNK = 8192
 
 Parameters = dict[str, Any]
 Labels = npt.NDArray[np.uint8]
+Fold = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+"""Positions to fit to, and to predict."""
 
 
 class PixelMethod(ClassMethod):
@@ -58,6 +60,8 @@ class PixelMethod(ClassMethod):
     shape: bool = False
     mean: int | None = Field(default=None, ge=2)
     search: bool = True
+    threaded: ClassVar[bool] = False
+    """Whether one estimator takes all threads by itself."""
 
     def fit(self, image: LabelledImage, train: BoolArray, seed: int) -> "PixelMapper":
         """Choose the parameters, then fit to all training pixels."""
@@ -112,12 +116,13 @@ class PixelMethod(ClassMethod):
         features, labels, groups = features[some], labels[some], groups[some]
         folds, rough = grouped_folds(labels, groups, seed), self.rough()
 
-        def predict(parameters: Parameters, fit: npt.NDArray[np.intp], held: npt.NDArray[np.intp]) -> Labels:
+        def predict(job: tuple[Parameters, Fold]) -> Labels:
+            parameters, (fit, held) = job
             fitted = rough._fitted(parameters, features[fit], labels[fit], seed)
             return np.asarray(fitted.classes_[self.probabilities(fitted, features[held]).argmax(axis=1)])
 
-        jobs = [joblib.delayed(predict)(one, *fold) for one in candidates for fold in folds]
-        made = joblib.Parallel(n_jobs=threads(), prefer="threads")(jobs)
+        with ThreadPoolExecutor(1 if self.threaded else threads()) as pool:
+            made = list(pool.map(predict, itertools.product(candidates, folds)))
         truth = np.concatenate([labels[held] for _, held in folds])
         scores = []
         for at in range(len(candidates)):
@@ -145,6 +150,7 @@ class RandomForest(PixelMethod):
     """
 
     trees: int = Field(default=300, ge=1)
+    threaded: ClassVar[bool] = True
 
     @property
     def what(self) -> str:
@@ -260,9 +266,7 @@ def sample(labels: Labels, most: int, seed: int) -> npt.NDArray[np.intp]:
     return np.sort(np.concatenate(kept))
 
 
-def grouped_folds(
-    labels: Labels, groups: npt.NDArray[np.int64], seed: int
-) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+def grouped_folds(labels: Labels, groups: npt.NDArray[np.int64], seed: int) -> list[Fold]:
     """What to fit to and what to predict: whole groups, each class spread over the folds as far as they let."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class of fewer pixels than folds
@@ -273,7 +277,7 @@ def grouped_folds(
 def threads() -> int:
     """Threads that scikit-learn may use, as those of other libraries are limited."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    cores = int(joblib.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, int(limit))) if limit.isdigit() else cores
 
 
