@@ -46,7 +46,7 @@ COMMON = {
     "model": MODEL,
     "size": TILE,
     "tile": 2 * TILE,
-    "batch": 64,
+    "batch": 32,
     "warmup": 0.1,
     "schedule": "cosine",
     "learning_rate": 1e-3,
@@ -61,17 +61,17 @@ COMMON = {
 METHODS: dict[str, dict[str, Any]] = {
     "mae": {
         "method": {"name": "mae", "mask_ratio": 0.75, "decoder_width": 128, "decoder_heads": 4, "adapter": "visible"},
-        "steps": 1200,
+        "steps": 800,
     },
     "moco": {
-        "method": {"name": "moco", "queue": 2048, "momentum": 0.99, "hidden": 256},
+        "method": {"name": "moco", "queue": 1024, "momentum": 0.99, "hidden": 256},
         "crop": (0.2, 1.0),
-        "steps": 400,
+        "steps": 300,
     },
     "dino": {
         "method": {"name": "dino", "hidden": 256, "bottleneck": 64, "outputs": 512, "momentum": 0.98},
         "crop": (0.2, 1.0),
-        "steps": 400,
+        "steps": 300,
     },
 }
 """What differs from the recipes' defaults: sizes and steps for some minutes of one processor."""

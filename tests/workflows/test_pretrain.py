@@ -112,6 +112,7 @@ def test_two_epochs_with_a_stop_are_those_without(write, tmp_path, method):
     card = model_card(whole)
     assert (card.name, card.task, card.bands, card.training["places"]) == ("spectral_vit_nano.tiny", "embed", 202, 6)
     assert card.mean == pytest.approx(np.array(statistics().mean) / DN_OF_ONE)
+    assert card.training["recipe"]["method"]["name"] == method
     network = create_model("spectral_vit_nano", whole)
     assert network(torch.zeros(1, 202, 12, 12)).shape == (1, 128)  # positions are interpolated
     torch.manual_seed(0)
@@ -414,6 +415,17 @@ def test_what_cannot_be_learnt_from_is_told(recipe, tmp_path):
         views_of(recipe(data={"earth": str(tmp_path)}), tmp_path)
     with pytest.raises(ConfigError, match="is no spectral backbone"):
         module_of(recipe(model="hsdt_s"))
+
+
+def test_the_shipped_encoder_tells_a_spectrum_from_another():
+    """Its card says what it has learnt from, and that it has not seen the scene that classifiers are judged on."""
+    card = model_card("spectral_vit_nano.enmap")
+    assert (card.task, card.sensor, card.input_bands.numbers) == ("embed", "EnMAP", ENMAP_202)
+    assert "No pixel of the Potsdam scene" in card.training["note"]
+    network = create_model("spectral_vit_nano.enmap")
+    x = torch.zeros(2, 202, 64, 64)
+    x[1, 50:80] = 1
+    assert not torch.allclose(*network(x), atol=0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -274,4 +274,6 @@ class PretrainRecipe(LoopPart):
 
     def described(self) -> dict[str, Any]:
         """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        return {**super().described(), "weights": self.weights and Path(self.weights).name}
+        said = super().described()
+        method = {"name": self.method.name, **said["method"]}
+        return {**said, "method": method, "weights": self.weights and Path(self.weights).name}
