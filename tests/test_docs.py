@@ -29,7 +29,7 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    [code] = blocks("README.md", "python")
+    code, _ = blocks("README.md", "python")
     simulate_scene(tmp_path / "out/demo/deliveries", height=64, width=64, n_vnir=24, n_swir=24, container="zip")
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -37,6 +37,16 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["ndvi"].shape == (64, 64)
     assert float(names["ndvi"].max()) > 0.3
     assert "denoised" in open_source(tmp_path / "denoised.zarr").spec.variables
+
+
+def test_the_readme_learns_land_cover_in_less_than_twenty_lines(tmp_path, monkeypatch):
+    _, code = blocks("README.md", "python")
+    assert len(code.splitlines()) < 20
+    simulate_scene(tmp_path / "out/demo/training", height=64, width=64)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert {"classes", "probability"} <= set(open_source(tmp_path / "landcover.zarr").spec.variables)
+    assert (tmp_path / "spectral_segmenter.landcover_here.card.json").is_file()
 
 
 def test_the_workflow_of_the_readme_is_one(tmp_path):
