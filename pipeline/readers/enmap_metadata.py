@@ -5,16 +5,16 @@ Element paths are those of the EnMAP HSI product specification (EN-PCV-ICD-2009-
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from cubeloom.errors import InputError
 from cubeloom.pipeline.grids import Shape
-from cubeloom.untrusted import Element, parse_xml
 
 from .bands import BoolArray, FloatArray, StrArray, split_overlap
+from .xml_tree import Node
 
 LEVELS = ("L1B", "L1C", "L2A")
 NOT_GIVEN = -999.0
@@ -22,8 +22,6 @@ EMPTY_MEAN = -1_000_000.0
 """Mean of a band without any data, in `product/bandStatistics`."""
 CORNERS = ("upper_left", "lower_left", "lower_right", "upper_right")
 
-YEARS = (1980, 2261)
-"""Years that an acquisition may be of; the times of a Scene are in nanoseconds and end in 2262."""
 LARGEST_FACTOR = 1e6
 """Gains and offsets are some 1e-4 and 1e-1."""
 MOST_BANDS = 9999
@@ -98,7 +96,7 @@ def parse_metadata(document: bytes, origin: str) -> EnmapMetadata:
     Raises:
         InputError: not an EnMAP document, or a mandatory element is missing or not a number; names element and file.
     """
-    root = _Node(parse_xml(document, origin), origin)
+    root = _Node.parse(document, origin)
     if root.element.tag != "level_X":
         raise InputError(f"{origin}: the root element is <{root.element.tag}>, expected EnMAP's <level_X>")
     level = root.text("base/level")
@@ -117,67 +115,20 @@ def parse_metadata(document: bytes, origin: str) -> EnmapMetadata:
     )
 
 
-class _Node:
-    """An element with readers that name the file and path when something is missing."""
-
-    def __init__(self, element: Element, origin: str) -> None:
-        self.element, self.origin = element, origin
+class _Node(Node):
+    """An element of EnMAP's XML, where `NA` and a number of its own stand for what is not given."""
 
     def optional(self, path: str) -> str:
-        text = (self.element.findtext(path) or "").strip()
+        text = super().optional(path)
         return "" if text == "NA" else text
 
-    def text(self, path: str) -> str:
-        text = self.optional(path)
-        if not text:
-            raise InputError(f"{self.origin}: element {path} is missing or empty; the metadata are incomplete")
-        return text
-
-    def number(self, path: str) -> float:
-        return self._as_number(path, self.text(path))
-
     def optional_number(self, path: str) -> float | None:
-        text = self.optional(path)
-        value = self._as_number(path, text) if text else NOT_GIVEN
+        value = super().optional_number(path)
         return None if value == NOT_GIVEN else value
 
-    def _as_number(self, path: str, text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not np.isfinite(value):
-            raise InputError(f"{self.origin}: element {path} holds {text!r}, expected a number")
-        return value
-
-    def time(self, path: str) -> datetime:
-        text = self.text(path)
-        try:
-            value = datetime.fromisoformat(text)
-            value = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            raise InputError(f"{self.origin}: element {path} holds {text!r}, expected an ISO 8601 time") from None
-        if not YEARS[0] <= value.year <= YEARS[1]:
-            raise InputError(f"{self.origin}: element {path} holds {text!r}; expected a year from {YEARS[0]} on")
-        return value
-
-    def whole(self, path: str, most: int) -> int:
-        """A whole number from 1 to `most`."""
-        return self._as_whole(path, self.text(path), most)
-
-    def _as_whole(self, path: str, text: str, most: int) -> int:
-        value = self._as_number(path, text)
-        if not (value.is_integer() and 1 <= value <= most):
-            raise InputError(
-                f"{self.origin}: element {path} holds {text!r}, expected a whole number from 1 to {most:,}"
-            )
-        return int(value)
-
-    def all(self, path: str) -> "list[_Node]":
-        return [_Node(element, self.origin) for element in self.element.findall(path)]
-
     def identity(self) -> int:
-        return self._as_whole("bandID/@number", self.element.get("number", ""), MOST_BANDS)
+        """Number of the band that the element is about."""
+        return self.index("number", MOST_BANDS + 1, least=1)
 
 
 def _band_table(root: _Node) -> BandTable:

@@ -16,7 +16,7 @@ from cubeloom.errors import InputError
 from cubeloom.pipeline.srf import Response, half_maximum_width
 
 from .sentinel2_bands import NAMES, Band, band_name
-from .xml_tree import Node, parse_tree
+from .xml_tree import Node
 
 RESOLUTIONS = (10, 20, 60)
 MOST_IMAGES = 200
@@ -85,7 +85,7 @@ def parse_product(document: bytes, origin: str) -> ProductMetadata:
         InputError: not such a document, or an element that reflectance depends on is missing, wrong, or there for
             some of the bands only; names element and file.
     """
-    root = parse_tree(document, origin)
+    root = Node.parse(document, origin)
     level = _level(root)
     info = root.one(_INFO)
     quantification_path, offset_path = _PATHS[level]

@@ -13,7 +13,7 @@ from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.scene import QUALITY_FLAGS
 
 from .rasters import RasterFile
-from .xml_tree import FloatArray, Node, parse_tree
+from .xml_tree import FloatArray, Node
 
 TYPE_FLAGS = {"OPAQUE": "cloud", "CIRRUS": "cirrus_thin"}
 """Flag by `maskType` of MSK_CLOUDS."""
@@ -62,7 +62,7 @@ def parse_clouds(document: bytes, origin: str, file: RasterFile, grid: GeoBox) -
     Raises:
         InputError: no such document, or a polygon that is none.
     """
-    root = parse_tree(document, origin)
+    root = Node.parse(document, origin)
     if not root.element.tag.endswith("}Mask"):
         raise InputError(f"{origin}: the root element is <{root.element.tag[:80]}>, expected a Mask of Sentinel-2")
     features = root.all("{*}maskMembers/{*}MaskFeature")

@@ -19,7 +19,7 @@ from cubeloom.errors import InputError
 
 from .sentinel2_bands import NAMES
 from .sentinel2_metadata import RESOLUTIONS
-from .xml_tree import Node, parse_tree
+from .xml_tree import Node
 
 FloatArray = npt.NDArray[np.float64]
 LARGEST_SIDE = 20_000
@@ -83,7 +83,7 @@ def parse_tile(document: bytes, origin: str) -> TileMetadata:
     Raises:
         InputError: not such a document, or an element is missing or wrong; names element and file.
     """
-    root = parse_tree(document, origin)
+    root = Node.parse(document, origin)
     if not root.element.tag.endswith(("Level-1C_Tile_ID", "Level-2A_Tile_ID")):
         raise InputError(f"{origin}: the root element is <{root.element.tag[:80]}>, expected Level-2A_Tile_ID")
     identity = root.text("{*}General_Info/TILE_ID").split("_")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,15 @@ class Node:
     element: Element
     origin: str
     where: str = ""
+
+    @classmethod
+    def parse(cls, document: bytes, origin: str) -> Self:
+        """The root of an XML document from outside.
+
+        Raises:
+            InputError: see `cubeloom.untrusted.parse_xml`.
+        """
+        return cls(parse_xml(document, origin), origin)
 
     def optional(self, path: str) -> str:
         """Text of an element; empty where there is none."""
@@ -53,12 +63,13 @@ class Node:
             )
         return int(value)
 
-    def index(self, attribute: str, below: int) -> int:
-        """An attribute that is a whole number from 0 to below `below`."""
+    def index(self, attribute: str, below: int, least: int = 0) -> int:
+        """An attribute that is a whole number from `least` to below `below`."""
         text = self.element.get(attribute, "").strip()
-        if not (text.isascii() and text.isdecimal() and len(text) < 9 and int(text) < below):
+        if not (text.isascii() and text.isdecimal() and len(text) < 9 and least <= int(text) < below):
             raise InputError(
-                f"{self.origin}: attribute {attribute} of {self._at('')} is {text[:20]!r}, expected 0 to {below - 1}"
+                f"{self.origin}: attribute {attribute} of {self._at('')} is {text[:20]!r}, expected {least} to "
+                f"{below - 1}"
             )
         return int(text)
 
@@ -80,24 +91,26 @@ class Node:
             value = datetime.fromisoformat(text)
             value = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
-            raise InputError(f"{self.origin}: element {self._at(path)} holds {text[:40]!r}, expected a time") from None
+            raise InputError(
+                f"{self.origin}: element {self._at(path)} holds {text[:40]!r}, expected an ISO 8601 time"
+            ) from None
         if not YEARS[0] <= value.year <= YEARS[1]:
             raise InputError(f"{self.origin}: element {self._at(path)} holds {text!r}, expected a time of our age")
         return value
 
-    def one(self, path: str) -> "Node":
+    def one(self, path: str) -> Self:
         """The first element at a path."""
         element = self.element.find(path)
         if element is None:
             raise InputError(f"{self.origin}: element {self._at(path)} is missing; the metadata are incomplete")
         return self._inner(element, path)
 
-    def all(self, path: str) -> "list[Node]":
+    def all(self, path: str) -> list[Self]:
         """All elements at a path."""
         return [self._inner(element, path) for element in self.element.findall(path)]
 
-    def _inner(self, element: Element, path: str) -> "Node":
-        return Node(element, self.origin, self._at(path))
+    def _inner(self, element: Element, path: str) -> Self:
+        return type(self)(element, self.origin, self._at(path))
 
     def _at(self, path: str) -> str:
         return "/".join(part for part in (self.where, path.replace("{*}", "")) if part)
@@ -113,12 +126,3 @@ class Node:
             return np.array(text.split(), dtype=float)
         except ValueError as error:
             raise InputError(f"{self.origin}: element {self._at(path)} holds no numbers ({error})") from None
-
-
-def parse_tree(document: bytes, origin: str) -> Node:
-    """The root of an XML document from outside.
-
-    Raises:
-        InputError: see `cubeloom.untrusted.parse_xml`.
-    """
-    return Node(parse_xml(document, origin), origin)
