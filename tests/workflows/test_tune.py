@@ -319,12 +319,23 @@ def column(log: Path, name: str) -> list[float]:
 class TestTraining:
     def test_segmentation_learns_and_its_weights_are_a_model(self, write, tmp_path):
         out = tmp_path / "spectral_segmenter.mine.safetensors"
-        report = train(write(steps=30, validate_every=15, batch=4, learning_rate=3e-3, tune="adapter"), out)
+        report = train(
+            write(
+                steps=30,
+                validate_every=15,
+                batch=4,
+                learning_rate=3e-3,
+                tune="adapter",
+                about={"licence": "MIT", "note": "Good for tests."},
+            ),
+            out,
+        )
         card = read_card(out.with_suffix("").with_suffix(".mine.card.json"))
         assert report.exit_code == 0
         assert report.sha256 == card.sha256
         assert (card.name, card.task, card.tile) == ("spectral_segmenter.mine", "segment", PX)
         assert [one.name for one in card.classes] == list(NAMES.values())
+        assert (card.licence, card.training["note"]) == ("MIT", "Good for tests.")
         assert len(card.input_bands) == len(card.mean) == BANDS - 1
         assert card.training["best_step"] in (15, 30)
         losses = column(tmp_path / card.log, "loss")

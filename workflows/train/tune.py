@@ -171,14 +171,17 @@ def train_tune(recipe: TuneRecipe, out: Path, say: Say = lambda _: None) -> Loop
             paths,
             card,
             judge=judge,
-            facts={"data": dict(data.facts), "learning_parameters": _learning_count(module)},
+            facts=_facts(recipe, data, module),
             say=say,
         )
     return _concluded(done, paths, recipe, data, judge, say) if done.step >= recipe.steps else done
 
 
-def _learning_count(module: TuneModule) -> int:
-    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+def _facts(recipe: TuneRecipe, data: TuneData, module: TuneModule) -> dict[str, Any]:
+    """What the card says of a training beside its recipe."""
+    learning = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+    note = {"note": recipe.about.note} if recipe.about.note else {}
+    return {"data": dict(data.facts), "learning_parameters": learning, **note}
 
 
 def build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]:
@@ -209,7 +212,7 @@ def _card(recipe: TuneRecipe, data: TuneData, family: str, settings: Mapping[str
         **model_card(family, **settings).model_dump(),
         **data.channels,
         "task": recipe.task,
-        "licence": recipe.licence,
+        "licence": recipe.about.licence,
         "tile": recipe.tile_px,
         "halo": recipe.tile_px // BLENDED if recipe.task == "segment" else 0,
         "classes": data.classes,

@@ -127,6 +127,18 @@ class ScenesPart(_Part):
         return self.model_copy(update=moved)
 
 
+class AboutTuned(_Part):
+    """What the card says that training cannot know.
+
+    Attributes:
+        licence: of the weights.
+        note: what they are good for, and what not.
+    """
+
+    licence: str = ""
+    note: str = ""
+
+
 class TuneRecipe(LoopPart):
     """How to tune a backbone, with a head, to a task.
 
@@ -154,7 +166,7 @@ class TuneRecipe(LoopPart):
         augment: what is done at random to a training tile.
         validate_every: steps.
         best_by: what of the validation decides which weights are saved; by default the least loss.
-        about: card fields that the recipe alone can know.
+        about: what the card says that training cannot know.
     """
 
     kind: Literal["tune"]
@@ -181,7 +193,7 @@ class TuneRecipe(LoopPart):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     validate_every: Count = 200
     best_by: Literal["loss", "overall_accuracy", "macro_f1", "micro_f1", "macro_iou", "micro_map", "macro_map"] = "loss"
-    licence: str = ""
+    about: AboutTuned = AboutTuned()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
