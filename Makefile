@@ -13,13 +13,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,train,s3,icechunk,prefect]"
 	touch $(STAMP)
 
-demo: $(STAMP) ## learn land cover from eight simulated scenes, then take four others from delivery to published product, and compare the denoisers
-	$(BIN)/cubeloom simulate $(OUT)/demo/training --count 8 --size 192x192 --seed 100
-	$(BIN)/cubeloom train $(OUT)/demo/training/train.yaml --out $(OUT)/demo/landcover.skops
+demo: $(STAMP) ## take four simulated scenes from delivery to published product, denoised and classified by networks, and compare the denoisers
+	$(BIN)/cubeloom simulate $(OUT)/demo/training --size 192x192 --seed 100
 	$(BIN)/cubeloom simulate $(OUT)/demo/deliveries --count 4 --size 400x400 --seed 1 --container zip
 	$(BIN)/cubeloom scan $(OUT)/demo/deliveries --out $(OUT)/demo/catalog
 	$(BIN)/cubeloom run enmap_l2a --catalog $(OUT)/demo/catalog --out $(OUT)/demo/products \
-		--set classify.model=$(OUT)/demo/landcover.skops
+		--set classify.model=spectral_segmenter.landcover
 	$(BIN)/cubeloom validate $(OUT)/demo/products
 	$(BIN)/cubeloom evaluate denoise "$$(ls -d $(OUT)/demo/training/*-TRUTH | head -n 1)/CLEAN.TIF#scale=0.0001" \
 		--methods noisy,subspace+outliers,network:hsdt_s.enmap+outliers --noises enmap,mixture --out $(OUT)/demo/denoisers
