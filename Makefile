@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## take four simulated scenes from delivery to published product, denoised and classified by networks, and compare the denoisers
 	$(BIN)/cubeloom simulate $(OUT)/demo/training --size 192x192 --seed 100
-	$(BIN)/cubeloom simulate $(OUT)/demo/deliveries --count 4 --size 400x400 --seed 1 --container zip
+	$(BIN)/cubeloom simulate $(OUT)/demo/deliveries --count 4 --size 320x320 --seed 1 --container zip
 	$(BIN)/cubeloom scan $(OUT)/demo/deliveries --out $(OUT)/demo/catalog
 	$(BIN)/cubeloom run enmap_l2a --catalog $(OUT)/demo/catalog --out $(OUT)/demo/products \
 		--set classify.model=spectral_segmenter.landcover
