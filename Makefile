@@ -29,8 +29,8 @@ demo: $(STAMP) ## take four simulated scenes from delivery to published product,
 	@echo "Both denoisers:   $(OUT)/demo/denoisers/figure.png"
 	@echo "Report:           $$(ls -d $(OUT)/demo/products/runs/*/report.html | tail -n 1)"
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(STAMP) ## two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 soak: $(STAMP) ## four hundred scenes under random kills, then a minute of fuzzing for each parser of foreign input
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
