@@ -189,13 +189,7 @@ def _offset(path: Path, chips: Sequence[Chip], offset: str | None) -> float:
             f"{path}: no metadata say whether the numbers carry Sentinel-2's offset; give offset=-1000 or offset=0. "
             f"Here {hint}"
         )
-    try:
-        value = float(offset)
-    except ValueError:
-        value = np.nan
-    if not abs(value) <= 10_000:
-        raise ConfigError(f"{path}: offset={offset!r}; expected -1000 or 0")
-    return value
+    return sentinel2_guard.told_offset(path, offset)
 
 
 def _darkest(chips: Sequence[Chip], offset: float) -> sentinel2_guard.Darkest:

@@ -164,7 +164,7 @@ def _scaling(path: Path, item: Mapping[str, Any], told: str | None) -> tuple[flo
     scale = float(round(scale)) if abs(scale - round(scale)) < 1e-6 else scale
     properties = _properties(item)
     if told is not None:
-        return scale, _told(path, told), "as told"
+        return scale, sentinel2_guard.told_offset(path, told), "as told"
     if properties.get("earthsearch:boa_offset_applied") is True:
         return scale, 0.0, "since the item says that it is applied already"
     if offsets:
@@ -174,16 +174,6 @@ def _scaling(path: Path, item: Mapping[str, Any], told: str | None) -> tuple[flo
         raise InputError(f"{path}: states neither an offset nor a processing baseline; give offset=-1000 or offset=0")
     carries = _OFFSET_SINCE <= float(baseline) < _REPROCESSED
     return scale, -float(sentinel2_guard.SHIFT) if carries else 0.0, f"by processing baseline {baseline}"
-
-
-def _told(path: Path, offset: str) -> float:
-    try:
-        value = float(offset)
-    except ValueError:
-        value = np.nan
-    if not abs(value) <= 10_000:
-        raise ConfigError(f"{path}: offset={offset!r}; expected -1000 or 0")
-    return value
 
 
 def _stated(asset: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -10,9 +10,11 @@ desert look like the first: hence a warning, not an error.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cubeloom.errors import ConfigError
 from cubeloom.pipeline.encoding import Array
 
 from .rasters import RasterFile, handle
@@ -36,6 +38,21 @@ SAMPLE_EDGE = 256
 
 class OffsetWarning(UserWarning):
     """An offset that does not fit the scene: forgotten, or applied twice."""
+
+
+def told_offset(path: Path, offset: str) -> float:
+    """The offset, DN, that an option states.
+
+    Raises:
+        ConfigError: it is no number, or none that can be.
+    """
+    try:
+        value = float(offset)
+    except ValueError:
+        value = np.nan
+    if not abs(value) <= 10_000:
+        raise ConfigError(f"{path}: offset={offset!r}; expected -1000 or 0")
+    return value
 
 
 @dataclass(frozen=True)

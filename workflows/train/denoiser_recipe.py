@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .loop_part import Count, Fraction, LoopPart, Positive
+from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
 from .noisy import TRAINING_NOISES
 
 
@@ -289,9 +289,8 @@ class DenoiserRecipe(LoopPart):
         ]
         validation = self.validation.model_copy(update={"cubes": moved[1]})
         mixtures = self.mixtures and self.mixtures.beside(folder)
-        update = {"cubes": moved[0], "validation": validation, "mixtures": mixtures}
-        if self.weights and self.weights != "builtin" and not self.weights.startswith("hf:"):
-            update["weights"] = str(folder / self.weights)
+        weights = weights_beside(self.weights, folder)
+        update = {"cubes": moved[0], "validation": validation, "mixtures": mixtures, "weights": weights}
         return self.model_copy(update=update)
 
     def described(self) -> dict[str, Any]:

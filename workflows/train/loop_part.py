@@ -80,6 +80,11 @@ def learning_rate_factor(step: int, part: LoopPart) -> float:
     return float(last + (1 - last) * (1 + np.cos(np.pi * done)) / 2)
 
 
+def weights_beside(weights: str | None, folder: Path) -> str | None:
+    """Weights to start from, as `create_model` takes them: a file's path relative to `folder`, all else as it is."""
+    return weights if not weights or weights == "builtin" or weights.startswith("hf:") else str(folder / weights)
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - values of a recipe, to values of JSON
     if isinstance(value, Path):
         return value.name

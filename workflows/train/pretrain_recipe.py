@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .loop_part import Count, Fraction, LoopPart, Positive
+from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
 
 
 class _Part(BaseModel):
@@ -267,9 +267,7 @@ class PretrainRecipe(LoopPart):
     def beside(self, folder: Path) -> "PretrainRecipe":
         """The recipe with absolute paths, where those it was written with are relative to `folder`."""
         folder = folder.resolve()
-        update: dict[str, Any] = {"data": self.data.beside(folder)}
-        if self.weights and self.weights != "builtin" and not self.weights.startswith("hf:"):
-            update["weights"] = str(folder / self.weights)
+        update = {"data": self.data.beside(folder), "weights": weights_beside(self.weights, folder)}
         return self.model_copy(update=update)
 
     def described(self) -> dict[str, Any]:

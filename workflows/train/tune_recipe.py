@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .labels_recipe import ClassTable, LabelledScene, PixelSplit
-from .loop_part import Count, Fraction, LoopPart, Positive
+from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
 
 TuneTask = Literal["segment", "classify", "multilabel", "regress"]
 Head = Literal["conv", "fcn", "upernet", "linear"]
@@ -220,12 +220,11 @@ class TuneRecipe(LoopPart):
     def beside(self, folder: Path) -> "TuneRecipe":
         """The recipe with absolute paths, where those it was written with are relative to `folder`."""
         folder = folder.resolve()
-        update: dict[str, Any] = {
+        update = {
             "earth": self.earth and self.earth.beside(folder),
             "scenes": self.scenes and self.scenes.beside(folder),
+            "weights": weights_beside(self.weights, folder),
         }
-        if self.weights and self.weights != "builtin" and not self.weights.startswith("hf:"):
-            update["weights"] = str(folder / self.weights)
         return self.model_copy(update=update)
 
     def described(self) -> dict[str, Any]:
