@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import select_bands as select_bands
     from cubeloom.pipeline.functions import superres as superres
     from cubeloom.pipeline.readers import open_scene as open_scene
+    from cubeloom.pipeline.readers.sentinel2_grids import open_grids as open_grids
     from cubeloom.pipeline.scene import validate_scene as validate_scene
     from cubeloom.workflows.train.fit_head import fit_head as fit_head
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "open_scene": "cubeloom.pipeline.readers",
+    "open_grids": "cubeloom.pipeline.readers.sentinel2_grids",
     "write_scene": "cubeloom.pipeline.engine",
     "validate_scene": "cubeloom.pipeline.scene",
     "mask": "cubeloom.pipeline.functions",

@@ -5,7 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import CORES, Json, Keep, KeepLocal, Memory, PublishTo, Retries, Scenes, Scheduler, Workers
+from .cli_options import (
+    CORES,
+    Json,
+    Keep,
+    KeepLocal,
+    Memory,
+    Open,
+    PublishTo,
+    Retries,
+    Scenes,
+    Scheduler,
+    Workers,
+    open_settings,
+)
 from .stopping import stoppable
 
 app = typer.Typer()
@@ -20,6 +33,7 @@ def run(
     bbox: Annotated[str | None, typer.Option(help="west,south,east,north in degrees.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take no more than this many items.", min=1)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="STEP.PARAMETER=VALUE; may be repeated.")] = None,
+    opened: Open = None,
     workers: Workers = CORES,
     memory: Memory = "4GB",
     scenes: Scenes = 0,
@@ -46,7 +60,7 @@ def run(
     from .schema import load_workflow
     from .summary import report_run
 
-    chain = load_workflow(workflow, settings or ())
+    chain = load_workflow(workflow, [*(settings or ()), *open_settings(opened)])
     options = RunOptions(
         workers=workers,
         memory=parse_bytes(memory),
@@ -162,6 +176,7 @@ def nightly(
     overlap: Annotated[float, typer.Option(help="Hours that each search looks behind the last.", min=0)] = 48,
     nights: Annotated[int, typer.Option(help="How often a scene that fails is tried.", min=1)] = 7,
     settings: Annotated[list[str] | None, typer.Option("--set", help="STEP.PARAMETER=VALUE; may be repeated.")] = None,
+    opened: Open = None,
     workers: Workers = CORES,
     memory: Memory = "4GB",
     scenes: Scenes = 0,
@@ -201,7 +216,7 @@ def nightly(
     }
     job = NightlyJob(
         workflow=workflow,
-        settings=tuple(settings or ()),
+        settings=(*(settings or ()), *open_settings(opened)),
         search=search,
         out=out,
         collections=tuple(collection or ()),

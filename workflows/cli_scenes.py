@@ -5,13 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import CORES, Detector, Json, Memory, Overwrite, Workers
+from .cli_options import CORES, Detector, Json, Memory, Open, Overwrite, Workers, reader_options
 
 app = typer.Typer()
 
 
 def _single(
-    source: str, out: Path, steps: tuple[Any, ...], detector: str | None, overwrite: bool, workers: int, memory: str
+    source: str,
+    out: Path,
+    steps: tuple[Any, ...],
+    options: dict[str, str],
+    overwrite: bool,
+    workers: int,
+    memory: str,
 ) -> None:
     from cubeloom.pipeline.engine import run_to_store
     from cubeloom.pipeline.readers import open_source
@@ -20,7 +26,6 @@ def _single(
     from .schema import Workflow
 
     stages = Workflow(name="single", steps=steps).stages()
-    options = {"detector": detector} if detector else {}
     budget = parse_bytes(memory)
     run_to_store(open_source(source, **options), stages, out, overwrite=overwrite, workers=workers, memory=budget)
     say(f"{source} -> {out}")
@@ -30,13 +35,14 @@ def _single(
 def ingest(
     product: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")],
     out: Path,
+    opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
     """Write PRODUCT to the Zarr store OUT, as it was measured."""
-    _single(product, out, (), detector, overwrite, workers, memory)
+    _single(product, out, (), reader_options(opened, detector), overwrite, workers, memory)
 
 
 @app.command()
@@ -49,6 +55,7 @@ def denoise(
     strength: Annotated[float, typer.Option(help="1: what is most likely noise.")] = 1.0,
     outliers: Annotated[bool, typer.Option("--outliers", help="Tell struck values and stripes from noise.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how sure the network is.")] = False,
+    opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
@@ -57,7 +64,7 @@ def denoise(
     """Mask, destripe and denoise IN; OUT holds `denoised` beside the measurement."""
     chosen = {"model": model, "weights": weights, "outliers": outliers, **({"method": method} if method else {})}
     step = {"denoise": {**chosen, "strength": strength, "uncertainty": uncertainty}}
-    _single(source, out, ("mask", "destripe", step), detector, overwrite, workers, memory)
+    _single(source, out, ("mask", "destripe", step), reader_options(opened, detector), overwrite, workers, memory)
 
 
 @app.command()
@@ -65,13 +72,22 @@ def superres(
     source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
     scale: Annotated[int, typer.Option(help="How many times finer.", min=2, max=4)] = 2,
+    opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
     """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
-    _single(source, out, ("mask", {"superres": {"scale": scale}}), detector, overwrite, workers, memory)
+    _single(
+        source,
+        out,
+        ("mask", {"superres": {"scale": scale}}),
+        reader_options(opened, detector),
+        overwrite,
+        workers,
+        memory,
+    )
 
 
 @app.command()
@@ -83,6 +99,7 @@ def classify(
     ],
     weights: Annotated[str | None, typer.Option(help="Of a family: a file, or hf:owner/repo/file@sha256.")] = None,
     tile: Annotated[int | None, typer.Option(help="Side of a network's tiles, px; 0: the whole image.", min=0)] = None,
+    opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
@@ -90,7 +107,7 @@ def classify(
 ) -> None:
     """Classify IN; OUT holds classes, probabilities, confidence and entropy beside the measurement."""
     step = {"classify": {"model": model, "weights": weights, "tile": tile}}
-    _single(source, out, ("mask", step), detector, overwrite, workers, memory)
+    _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
 
 
 @app.command()
@@ -103,6 +120,7 @@ def embed(
         int | None, typer.Option(help="Side of the network's tiles, px; 0: the whole image.", min=0)
     ] = None,
     parquet: Annotated[Path | None, typer.Option(help="Also a GeoParquet file, a row for every 128 x 128 px.")] = None,
+    opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
@@ -116,7 +134,7 @@ def embed(
     if parquet:
         require_free(parquet)
     step = {"embed": {"model": model, "weights": weights, "tile": tile}}
-    _single(source, out, ("mask", step), detector, overwrite, workers, memory)
+    _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
     if parquet:
         say(f"{out} -> {write_embeddings(out, parquet)}")
 
@@ -139,13 +157,15 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")], as_json: Json = False
+    path: Annotated[str, typer.Argument(help="A product, a store, or the URL of a store.")],
+    opened: Open = None,
+    as_json: Json = False,
 ) -> None:
     """Show what a product or a store holds, without reading pixels."""
     from .console import print_json
     from .inspect import describe_path, print_description
 
-    description = describe_path(path)
+    description = describe_path(path, reader_options(opened))
     if as_json:
         print_json(description)
     else:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cubeloom.errors import CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
 from cubeloom.pipeline.folders import Folder
 from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.pipeline.readers.open import open_every_grid
+from cubeloom.pipeline.readers.sentinel2 import GRIDS
 from cubeloom.pipeline.readers.store import recognises as is_store
 from cubeloom.pipeline.scene import spec_of, validate_scene
 
@@ -19,15 +22,29 @@ from .console import print_table
 if TYPE_CHECKING:
     from cubeloom.catalogs.items import CatalogItem
 
+FloatArray = npt.NDArray[np.floating[Any]]
 
-def describe_path(path: str | Path) -> dict[str, Any]:
-    """A product or store as a JSON value; metadata only."""
+
+def describe_path(path: str | Path, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A product or store as a JSON value; metadata only.
+
+    Args:
+        path: of the product or store.
+        options: for `open_scene`, to be told of that Scene alone; of all there are where not given.
+    """
+    if options:
+        kind = "store" if "://" in str(path) or is_store(Path(path)) else "product"
+        return {"path": str(path), "kind": kind, "scenes": {_options(options): _describe(open_source(path, **options))}}
     if "://" in str(path) or is_store(Path(path)):
         commit = store.read_commit(_folder(path))
         scenes = {group or "/": _describe(open_source(path, group=group)) for group in _scene_groups(commit)}
         return {"path": str(path), "kind": "store", "identity": commit.get("identity"), "scenes": scenes}
     sources = _sources(Path(path))
     return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in sources.items()}}
+
+
+def _options(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _folder(path: str | Path) -> Folder:
@@ -40,9 +57,9 @@ def _folder(path: str | Path) -> Folder:
 
 
 def _sources(path: Path) -> Mapping[str, Source]:
-    """The Source of a product; both detectors of an L1B product, which are two cubes."""
+    """The Source of a product; all grids of one that has several, both detectors of an L1B product."""
     try:
-        return {"/": open_source(path)}
+        return open_every_grid(path)
     except InputError as error:
         if "detector" not in str(error):
             raise
@@ -76,7 +93,8 @@ def _describe(source: Source) -> dict[str, Any]:
         },
         "bands": {
             "count": len(bands),
-            "wavelength_nm": [float(bands.wavelength.min()), float(bands.wavelength.max())],
+            "names": list(spec.attrs.get("band_names", {}).values()),
+            "wavelength_nm": _extent(bands.wavelength),
             "detectors": {
                 str(name): int(count)
                 for name, count in zip(*np.unique(bands.detector, return_counts=True), strict=True)
@@ -99,28 +117,63 @@ def _describe(source: Source) -> dict[str, Any]:
     }
 
 
+def _extent(wavelength: FloatArray) -> list[float] | None:
+    """The least and the greatest wavelength, nm; None for a radar's bands, which have none."""
+    known = wavelength[np.isfinite(wavelength)]
+    return [float(known.min()), float(known.max())] if known.size else None
+
+
+Rows = list[tuple[str, Any]]
+
+
 def print_description(description: Mapping[str, Any]) -> None:
-    """The description for a person."""
-    for key, scene in description["scenes"].items():
-        grid, bands = scene["grid"], scene["bands"]
-        low, high = bands["wavelength_nm"]
-        detectors = ", ".join(f"{count} {name}" for name, count in bands["detectors"].items() if name)
-        rows = [
-            ("path", description["path"] + ("" if key == "/" else f" [{key}]")),
-            ("scene", f"{scene['sensor']} {scene['processing_level']}, {scene['time']}"),
-            ("grid", f"{grid['height']} x {grid['width']} px of {grid['pixel_size'][0]:g}, {grid['crs']}"),
-            ("bands", f"{bands['count']}, {low:.1f} to {high:.1f} nm" + (f" ({detectors})" if detectors else "")),
-            ("not good", _ranges(bands["not_good"]) or "none"),
-        ]
+    """The description for a person; what the grids of one product have in common stands there once."""
+    scenes, path = description["scenes"], description["path"]
+    if set(scenes) == set(GRIDS) & set(scenes) and len(scenes) > 1:
+        first = next(iter(scenes.values()))
+        rows: Rows = [("path", path), *_scene_rows(first)]
+        for key, scene in scenes.items():
+            rows += [(key, _grid_text(scene)), ("", _band_text(scene["bands"]))]
+        print_table(first["scene_id"], ("", ""), [*rows, *_variable_rows(first, shapes=False), *_told_rows(first)])
+        return
+    for key, scene in scenes.items():
+        rows = [("path", path + ("" if key == "/" else f" [{key}]")), *_scene_rows(scene)]
+        rows += [("grid", _grid_text(scene)), ("bands", _band_text(scene["bands"]))]
+        rows.append(("not good", _ranges(scene["bands"]["not_good"]) or "none"))
         if description.get("identity"):
             rows.append(("identity", description["identity"]))
-        for name, variable in scene["variables"].items():
-            scale = f" x {variable['scale']:g}" if variable["scale"] else ""
-            unit = f" [{variable['units']}]" if variable["units"] not in (None, "1") else ""
-            rows.append((name, f"{' x '.join(map(str, variable['shape']))} {variable['stored_as']}{scale}{unit}"))
-        rows += [(name, value) for name, value in scene["attributes"].items() if isinstance(value, str | int | float)]
-        rows += [("history", line) for line in scene["history"]]
-        print_table(scene["scene_id"], ("", ""), rows)
+        print_table(scene["scene_id"], ("", ""), [*rows, *_variable_rows(scene), *_told_rows(scene)])
+
+
+def _scene_rows(scene: Mapping[str, Any]) -> Rows:
+    return [("scene", f"{scene['sensor']} {scene['processing_level']}, {scene['time']}")]
+
+
+def _grid_text(scene: Mapping[str, Any]) -> str:
+    grid = scene["grid"]
+    return f"{grid['height']} x {grid['width']} px of {grid['pixel_size'][0]:g}, {grid['crs']}"
+
+
+def _band_text(bands: Mapping[str, Any]) -> str:
+    detectors = ", ".join(f"{count} {name}" for name, count in bands["detectors"].items() if name)
+    extent = bands["wavelength_nm"]
+    text = f"{bands['count']}" + (f", {extent[0]:.1f} to {extent[1]:.1f} nm" if extent else "")
+    return text + (f": {' '.join(bands['names'])}" if bands["names"] else f" ({detectors})" if detectors else "")
+
+
+def _variable_rows(scene: Mapping[str, Any], *, shapes: bool = True) -> Rows:
+    rows: Rows = []
+    for name, variable in scene["variables"].items():
+        scale = f" x {variable['scale']:g}" if variable["scale"] else ""
+        unit = f" [{variable['units']}]" if variable["units"] not in (None, "1") else ""
+        shape = variable["shape"] if shapes else variable["dims"]
+        rows.append((name, f"{' x '.join(map(str, shape))} {variable['stored_as']}{scale}{unit}"))
+    return rows
+
+
+def _told_rows(scene: Mapping[str, Any]) -> Rows:
+    told = [(name, value) for name, value in scene["attributes"].items() if isinstance(value, str | int | float)]
+    return [*told, *(("history", line) for line in scene["history"])]
 
 
 def _ranges(numbers: list[int]) -> str:

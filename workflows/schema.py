@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
@@ -21,9 +21,9 @@ class Workflow(BaseModel):
 
     Attributes:
         name: names the products; letters, digits, `_` and `-`.
-        sensors: sensors it takes; any where empty.
+        sensors: sensors it takes, `Sentinel-2` for all of that series; any where empty.
         levels: processing levels it takes; any where empty.
-        open: options for `open_scene`, such as `detector: vnir` for EnMAP L1B.
+        open: options for `open_scene`, such as `detector: vnir` for EnMAP L1B, or `grid: 20m` for Sentinel-2.
         steps: stages in order, each a name or `{name: {parameter: value}}`.
         publish: variables to keep; by default all but cubes that a later step replaced.
     """
@@ -37,6 +37,14 @@ class Workflow(BaseModel):
     open: Mapping[str, str] = Field(default_factory=dict)
     steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
     publish: tuple[str, ...] | None = None
+
+    @field_validator("open", mode="before")
+    @classmethod
+    def _as_text(cls, options: object) -> object:
+        """Numbers as readers take them: YAML reads the -1000 of `offset: -1000` as one."""
+        if not isinstance(options, Mapping):
+            return options
+        return {key: str(value) if type(value) in (int, float) else value for key, value in options.items()}
 
     def stages(self) -> list[Stage]:
         """The stages of the steps.
@@ -52,11 +60,11 @@ class Workflow(BaseModel):
         Raises:
             ConfigError: it does not; says what the scene is and what was expected.
         """
-        for kind, found, allowed in (
-            ("sensor", spec.sensor, self.sensors),
-            ("level", spec.processing_level, self.levels),
+        for kind, found, allowed, taken in (
+            ("sensor", spec.sensor, self.sensors, of_sensors(spec.sensor, self.sensors)),
+            ("level", spec.processing_level, self.levels, spec.processing_level in self.levels),
         ):
-            if allowed and found not in allowed:
+            if allowed and not taken:
                 raise ConfigError(
                     f"{spec.scene_id}: workflow {self.name} takes {kind} {' or '.join(allowed)}, the scene is {found}"
                 )
@@ -72,6 +80,11 @@ class Workflow(BaseModel):
         steps = [stage.fingerprint() for stage in self.stages() if not stage.skipped]
         parts = {"open": dict(self.open), "publish": self.publish, "steps": steps}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def of_sensors(sensor: str, allowed: Sequence[str]) -> bool:
+    """Whether a sensor is one of those, or a unit of such a series: `Sentinel-2A` is of `Sentinel-2`."""
+    return sensor in allowed or (sensor[-1:].isupper() and sensor[-2:-1].isdigit() and sensor[:-1] in allowed)
 
 
 def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:
@@ -92,7 +105,7 @@ def load_workflow(name: str, settings: Sequence[str] = ()) -> Workflow:
 
     Args:
         name: path of a YAML file, or the name of a workflow that comes with Cubeloom.
-        settings: `STEP.PARAMETER=VALUE` changes, values in YAML.
+        settings: `STEP.PARAMETER=VALUE` changes, values in YAML; `open.NAME=VALUE` for how scenes are opened.
 
     Raises:
         ConfigError: there is no such workflow, or it is wrong; says where and what is expected.
@@ -149,11 +162,15 @@ def _apply_setting(data: dict[str, Any], setting: str, origin: str) -> None:
     stage, dot, parameter = target.partition(".")
     if not (equals and dot):
         raise ConfigError(f"--set {setting!r}: expected STEP.PARAMETER=VALUE")
+    read = load_yaml(value, f"--set {setting}")
+    if stage == "open":
+        data["open"] = {**(data.get("open") or {}), parameter: read}
+        return
     steps = data.get("steps", [])
     for position, step in enumerate(steps):
         name = step if isinstance(step, str) else next(iter(step), None)
         if name == stage:
             given = {} if isinstance(step, str) else step[name] or {}
-            steps[position] = {stage: {**given, parameter: load_yaml(value, f"--set {setting}")}}
+            steps[position] = {stage: {**given, parameter: read}}
             return
     raise ConfigError(f"--set {setting!r}: {origin} has no step {stage!r}")

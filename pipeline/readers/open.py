@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import xarray as xr
 
@@ -24,9 +25,9 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
             or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, an ENVI file or GeoTIFF whose band tags
             hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
             (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
-        **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` for Sentinel-2; `offset=` for
-            its chips without metadata; `group=` for a store with several grids; `scale=` and `measurement=` for a
-            raster that does not state its units.
+        **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` and `bands="common"` for
+            Sentinel-2; `offset=` for its chips without metadata; `group=` for a store with several grids; `scale=` and
+            `measurement=` for a raster that does not state its units.
 
     Returns:
         A Scene (see `cubeloom.validate_scene`), lazily decoded with NaN for nodata.
@@ -43,12 +44,41 @@ def open_source(path: str | Path, **options: str) -> Source:
     if "://" in str(path):
         _check_options(f"{str(path).partition('://')[0]}://…", open_remote_source, options)
         return open_remote_source(str(path), **options)
-    path = Path(path)
+    reader = reader_of(Path(path))
+    _check_options(path, reader.open_source, options)
+    source: Source = reader.open_source(Path(path), **options)
+    return source
+
+
+def open_every_grid(path: str | Path) -> dict[str, Source]:
+    """A Source for each grid that a product of several has, by the grid's name; `{"/": ...}` for one of a single grid.
+
+    Raises:
+        InputError, ConfigError: as `open_scene`.
+    """
+    grids = [] if "://" in str(path) else list(getattr(reader_of(Path(path)), "GRIDS", ()))
+    if not grids:
+        return {"/": open_source(path)}
+    found, causes = {}, []
+    for grid in grids:
+        try:
+            found[grid] = open_source(path, grid=grid)
+        except InputError as error:  # items and chips often come with the bands of one grid alone
+            causes.append(error)
+    if not found:
+        raise causes[0]
+    return found
+
+
+def reader_of(path: Path) -> ModuleType:
+    """The module that reads a path.
+
+    Raises:
+        InputError: none does; says what was found and what is expected.
+    """
     for reader in (import_module(f".{name}", __package__) for name in READERS):
         if reader.recognises(path):
-            _check_options(path, reader.open_source, options)
-            source: Source = reader.open_source(path, **options)
-            return source
+            return reader
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     raise InputError(
