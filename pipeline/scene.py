@@ -120,7 +120,7 @@ class Variable:
 UNCERTAINTY = "uncertainty"
 """Name of the cube that says how far the subject may be off: its standard deviation."""
 
-_FLOAT_CUBES = ("sigma0", UNCERTAINTY)
+_FLOAT_CUBES = ("sigma0", UNCERTAINTY, "texture")
 """Cubes whose range does not suit the packing of reflectance, whatever their units."""
 
 
@@ -164,6 +164,8 @@ class SceneSpec:
         group: group of the product store this Scene is written to; empty for the native grid and bands.
         scale: how many times finer the grid is than that of the source; a fraction where it is coarser.
         attrs: further JSON-like metadata (angles, cloud cover, licence, ...), carried into store and item.
+        guides: scenes of other sensors that stages may look at beside this one, by name, on the native grid or one a
+            whole number of times (their `scale`) finer. One with a `group` is published too.
     """
 
     scene_id: str
@@ -180,6 +182,7 @@ class SceneSpec:
     scale: Scale = 1
     history: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    guides: Mapping[str, "SceneSpec"] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
