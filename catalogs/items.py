@@ -34,7 +34,7 @@ class Asset:
 
     Attributes:
         href: as the document has it.
-        checksum: hexadecimal multihash, or empty.
+        checksum: hexadecimal multihash, or empty; of a Zarr store that `scan` listed, over all its files.
         roles: of STAC, such as `data` and `thumbnail`.
         media_type: such as `application/xml`.
         etag: of the server that has it, or empty.
@@ -129,13 +129,13 @@ class CatalogItem:
     def content_key(self) -> str:
         """Digest (sha256, hex) of what the item's files hold, as far as the item tells.
 
-        The `file:checksum` of every asset that is read, or its ETag; a Zarr store is stood for by its other assets
-        (the commit record lists the hash of every chunk). Without them, id and `updated`.
+        The `file:checksum` of every asset that is read, or its ETag; a Zarr store without one is stood for by the other
+        assets (the commit record lists the hash of every chunk). Without them, id and `updated`.
 
         Raises:
             InputError: the item has none of the three.
         """
-        read = {key: a for key, a in self.assets.items() if not a.is_zarr and not a.is_picture}
+        read = {key: a for key, a in self.assets.items() if (a.checksum or not a.is_zarr) and not a.is_picture}
         marks = [f"{key}={asset.checksum or asset.etag}" for key, asset in sorted(read.items())]
         if not marks or any(mark.endswith("=") for mark in marks):
             updated = self.properties.get("updated")
@@ -321,7 +321,7 @@ def _asset(value: object, where: str) -> Asset:
     etag, roles = value.get("etag") or value.get("file:etag") or "", value.get("roles")
     return Asset(
         href=value["href"],
-        checksum=str(value.get("file:checksum") or ""),
+        checksum=str(value.get("file:checksum") or value.get("cubeloom:content") or ""),
         roles=tuple(map(str, roles)) if isinstance(roles, list) else (),
         media_type=str(value.get("type") or ""),
         etag=str(etag),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ EXTENSIONS = {
     "proj": "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "view": "https://stac-extensions.github.io/view/v1.1.0/schema.json",
     "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "sat": "https://stac-extensions.github.io/sat/v1.0.0/schema.json",
+    "sar": "https://stac-extensions.github.io/sar/v1.0.0/schema.json",
+    "grid": "https://stac-extensions.github.io/grid/v1.1.0/schema.json",
     "file": "https://stac-extensions.github.io/file/v2.1.0/schema.json",
     "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "sci": "https://stac-extensions.github.io/scientific/v1.0.0/schema.json",
@@ -28,19 +31,25 @@ LonLat = tuple[float, float]
 
 @dataclass(frozen=True)
 class BandRecord:
-    """A spectral band; centre wavelength and full width at half maximum in nm."""
+    """A band: its name, centre wavelength and full width at half maximum in nm, and its common name where it has one.
+
+    A radar's bands have no wavelengths (NaN).
+    """
 
     name: str
     wavelength: float
     fwhm: float
+    common_name: str = ""
 
     def document(self) -> Document:
         """The band as STAC has it: wavelengths in micrometres."""
-        return {
-            "name": self.name,
-            "eo:center_wavelength": round(self.wavelength / 1000, 7),
-            "eo:full_width_half_max": round(self.fwhm / 1000, 7),
-        }
+        document: Document = {"name": self.name}
+        if self.common_name:
+            document["eo:common_name"] = self.common_name
+        if math.isfinite(self.wavelength):
+            document["eo:center_wavelength"] = round(self.wavelength / 1000, 7)
+            document["eo:full_width_half_max"] = round(self.fwhm / 1000, 7)
+        return document
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,19 @@ class GridRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of a scene: its asset key, path, media type, roles, content (sha256 in hex, size in bytes) and bands."""
+    """A file of a scene, or a Zarr store.
+
+    Attributes:
+        key: of the asset.
+        path: of the file.
+        media_type: of the file.
+        roles: of STAC.
+        sha256: of its content, in hex; of a store, over the names and contents of all its files.
+        size: in bytes.
+        bands: that it holds.
+        grid: of its pixels, where it is not that of the item.
+        is_store: whether it is a Zarr store, a folder.
+    """
 
     key: str
     path: Path
@@ -80,11 +101,17 @@ class FileRecord:
     sha256: str
     size: int
     bands: tuple[BandRecord, ...] = ()
+    grid: GridRecord | None = None
+    is_store: bool = False
 
     def document(self, item: Path) -> Document:
         """The file as an asset of the item document at `item`."""
         asset: Document = {"href": relative_href(self.path, item), "type": self.media_type, "roles": list(self.roles)}
-        asset |= {"file:checksum": SHA256_PREFIX + self.sha256, "file:size": self.size}
+        checksum = {"cubeloom:content" if self.is_store else "file:checksum": SHA256_PREFIX + self.sha256}
+        asset |= {**checksum, "file:size": self.size}
+        if self.grid:
+            asset |= {key: self.grid.document()[key] for key in ("proj:shape", "proj:transform")}
+            asset["gsd"] = abs(self.grid.transform[0])
         if self.bands:
             asset["bands"] = [band.document() for band in self.bands]
         return asset
@@ -124,6 +151,9 @@ class SceneFacts:
         sun_elevation, sun_azimuth, off_nadir, azimuth: degrees, as the `view` extension defines them.
         licence: SPDX id, or words of the provider's own licence.
         attribution: credit that goes with every copy.
+        constellation: that the satellite is one of, such as `sentinel-2`; empty for one of its own.
+        instruments: on it.
+        properties: further ones, by their names in STAC.
     """
 
     scene_id: str
@@ -140,6 +170,9 @@ class SceneFacts:
     azimuth: float | None = None
     licence: str = ""
     attribution: str = ""
+    constellation: str = ""
+    instruments: tuple[str, ...] = ()
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     def item(self, item_id: str, collection: str) -> Document:
         """A STAC item without assets and links."""
@@ -154,6 +187,8 @@ class SceneFacts:
         found = {
             "datetime": utc(self.time),
             "platform": self.sensor.lower(),
+            "constellation": self.constellation or None,
+            "instruments": list(self.instruments) or None,
             "eo:cloud_cover": self.cloud_cover,
             "view:sun_elevation": self.sun_elevation,
             "view:sun_azimuth": None if self.sun_azimuth is None else self.sun_azimuth % 360,
@@ -164,6 +199,7 @@ class SceneFacts:
             "license": spdx(self.licence),
             "cubeloom:licence": self.licence if spdx(self.licence) == "other" and self.licence else None,
             "attribution": self.attribution or None,
+            **self.properties,
         }
         grid = self.grid.document() if self.grid else {}
         return {key: value for key, value in found.items() if value is not None} | grid

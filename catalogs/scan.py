@@ -18,7 +18,16 @@ _DLR = {
     "url": "https://www.enmap.org",
 }
 
+_ESA = {"name": "ESA", "roles": ["producer"], "url": "https://sentinels.copernicus.eu"}
+_COPERNICUS = {
+    "name": "European Union, Copernicus programme",
+    "roles": ["licensor"],
+    "url": "https://www.copernicus.eu",
+}
+
 KNOWN_SENSORS: Mapping[str, Document] = {
+    "sentinel-1": {"title": "Sentinel-1", "providers": [_ESA, _COPERNICUS]},
+    "sentinel-2": {"title": "Sentinel-2", "providers": [_ESA, _COPERNICUS]},
     "enmap": {
         "title": "EnMAP",
         "providers": [_DLR],
@@ -31,7 +40,7 @@ KNOWN_SENSORS: Mapping[str, Document] = {
         ],
     },
 }
-"""What a collection says of a sensor, by the sensor's name in lower case."""
+"""What a collection says of a sensor or a constellation, by its name in lower case."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,13 @@ class SceneRecord:
 
     @property
     def collection(self) -> str:
-        """Id of the scene's collection, such as `enmap-l2a`."""
-        return f"{self.facts.sensor}-{self.facts.level}".lower().replace(" ", "-")
+        """Id of the scene's collection, such as `enmap-l2a`; one for all satellites of a constellation."""
+        return f"{self.mission}-{self.facts.level}".lower().replace(" ", "-")
+
+    @property
+    def mission(self) -> str:
+        """The constellation, or the sensor where it is of none."""
+        return self.facts.constellation or self.facts.sensor
 
 
 def write_scan_catalog(records: Iterable[SceneRecord], out: Path) -> Path:
@@ -125,8 +139,8 @@ def _write_collection(name: str, records: Sequence[SceneRecord], out: Path) -> N
         items.append(item_document(record, path))
         write_json_atomic(path, items[-1])
         children.append(link("item", f"./{scene_id}/{scene_id}.json", GEOJSON, scene_id))
-    known = KNOWN_SENSORS.get(records[0].facts.sensor.lower(), {})
-    title = f"{known.get('title', records[0].facts.sensor)} {records[0].facts.level}"
+    known = KNOWN_SENSORS.get(records[0].mission.lower(), {})
+    title = f"{known.get('title', records[0].mission)} {records[0].facts.level}"
     up = [link("root", "../catalog.json", JSON), link("parent", "../catalog.json", JSON)]
     fields = {key: value for key, value in known.items() if key != "title"}
     description = f"{title} scenes, as they were delivered"
@@ -151,7 +165,7 @@ def _interval(items: Sequence[Document]) -> list[str | None]:
 def _summaries(items: Sequence[Document]) -> Document:
     """Values that the items share as lists, cloud cover as its range."""
     summaries: Document = {}
-    for key in ("platform", "processing:level", "processing:version", "proj:code"):
+    for key in ("platform", "constellation", "processing:level", "processing:version", "proj:code"):
         found = sorted({item["properties"][key] for item in items if item["properties"].get(key)})
         if found:
             summaries[key] = found

@@ -37,9 +37,22 @@ def _numbers(*counts: int) -> Rule:
     )
 
 
+def _texts(*allowed: str) -> Rule:
+    return (
+        lambda value: isinstance(value, list) and value != [] and all(one in allowed for one in value),
+        f"a list of {' or '.join(allowed)}",
+    )
+
+
+_COMMON_NAMES = (
+    *("pan", "coastal", "blue", "green", "green05", "yellow", "red", "rededge", "rededge071", "rededge075"),
+    *("rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12"),
+)
+
 RULES: Mapping[str, Rule] = {
     "eo:cloud_cover": _number(0, 100),
     "eo:snow_cover": _number(0, 100),
+    "eo:common_name": _text("|".join(_COMMON_NAMES), "a common name such as red"),
     "eo:center_wavelength": _number(0.1, 100),
     "eo:full_width_half_max": _number(1e-6, 100),
     "view:off_nadir": _number(0, 90),
@@ -53,6 +66,17 @@ RULES: Mapping[str, Rule] = {
     "proj:bbox": _numbers(4, 6),
     "processing:level": _text(r"\S.*", "a level such as L2A"),
     "processing:version": _text(r"\S.*", "a version"),
+    "sat:orbit_state": _text("ascending|descending|geostationary", "ascending, descending or geostationary"),
+    "sat:relative_orbit": _number(1, 100_000),
+    "sat:absolute_orbit": _number(1, 10_000_000),
+    "sar:instrument_mode": _text(r"\S+", "a mode such as IW"),
+    "sar:frequency_band": _text("P|L|S|C|X|Ku|K|Ka", "a radar band such as C"),
+    "sar:polarizations": _texts("HH", "VV", "HV", "VH"),
+    "sar:product_type": _text(r"\S+", "a product type such as GRD"),
+    "sar:pixel_spacing_range": _number(0, 10_000),
+    "sar:pixel_spacing_azimuth": _number(0, 10_000),
+    "grid:code": _text(r"[A-Z0-9]+-[-_.A-Za-z0-9]+", "a code such as MGRS-33UUP"),
+    "cubeloom:content": _text(r"1220[a-f0-9]{64}", "a sha256 as multihash"),
     "file:checksum": _text(r"[a-f0-9]{8,}", "a multihash in lower-case hexadecimal digits"),
     "file:size": _number(0, float("inf")),
     "color_hint": _text(r"[0-9A-Fa-f]{6}", "six hexadecimal digits"),

@@ -3,6 +3,7 @@
 import signal
 import sys
 import warnings
+from typing import TextIO
 
 import typer
 
@@ -24,9 +25,22 @@ for part in (cli_runs, cli_scenes, cli_models):
     app.add_typer(part.app)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning in one line: where in our code it was raised helps nobody here."""
+    sys.stderr.write(redact(f"warning: {message}\n"))
+
+
 def main() -> None:
     """Entry point: our own errors become one message and an exit code."""
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # sensor geometry has none by design
+    warnings.showwarning = _show_warning
     before = signal.signal(signal.SIGTERM, stop_now)
     try:
         app(prog_name="cubeloom")

@@ -1,27 +1,30 @@
 """A Scene's description in the words of its STAC item."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from odc.geo.geobox import GeoBox
 
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import ProductRecord
 from cubeloom.catalogs.records import BandRecord, ClassRecord, GridRecord, LonLat, SceneFacts, finite
 from cubeloom.pipeline.quicklook import class_legend, hex_colour
-from cubeloom.pipeline.scene import Bands, SceneSpec
+from cubeloom.pipeline.scene import SceneSpec
 
 
 def scene_facts(spec: SceneSpec) -> SceneFacts:
     """What an item says of a scene, from the Scene's own attributes."""
     attrs = spec.attrs
+    constellation = series(spec.sensor)
     return SceneFacts(
         scene_id=spec.scene_id,
         sensor=spec.sensor,
         level=spec.processing_level,
         time=spec.time,
         footprint=_footprint(spec),
-        grid=_grid(spec),
+        grid=grid_record(spec.grid),
         processor=str(attrs.get("processing_version", "")),
         cloud_cover=finite(attrs.get("cloud_cover")),
         sun_elevation=finite(attrs.get("sun_elevation")),
@@ -30,18 +33,69 @@ def scene_facts(spec: SceneSpec) -> SceneFacts:
         azimuth=finite(attrs.get("view_azimuth")),
         licence=str(attrs.get("license", "")),
         attribution=str(attrs.get("attribution", "")),
+        constellation=constellation,
+        instruments=_INSTRUMENTS.get(constellation, ()),
+        properties=_further(attrs),
     )
 
 
-def band_records(bands: Bands) -> tuple[BandRecord, ...]:
-    """The band axis as an item lists it; a band is named by its number, and its detector where there are several."""
-    several = len(set(bands.detector.tolist())) > 1
-    return tuple(
-        BandRecord(f"{detector}-{number}" if several else str(number), float(wavelength), float(fwhm))
-        for number, detector, wavelength, fwhm in zip(
-            bands.number, bands.detector, bands.wavelength, bands.fwhm, strict=True
+_INSTRUMENTS = {"sentinel-1": ("c-sar",), "sentinel-2": ("msi",)}
+_COMMON_NAMES = {
+    "sentinel-2": dict(
+        zip(
+            ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"),
+            ("coastal", "blue", "green", "red", "rededge071", "rededge075", "rededge078", "nir", "nir08", "nir09",
+             "cirrus", "swir16", "swir22"),
+            strict=True,
         )
     )
+}  # fmt: skip
+"""Common names of the STAC extension `eo` by constellation and band."""
+
+
+def series(sensor: str) -> str:
+    """The constellation that a sensor is of, in STAC's words; empty for a satellite of its own."""
+    low = sensor.lower()
+    return next((name for name in _INSTRUMENTS if low.rstrip("abcd") == name), "")
+
+
+def _further(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of the extensions `eo`, `sat`, `sar` and `grid` that a Scene's attributes tell."""
+    tile, state = str(attrs.get("mgrs_tile", "")), str(attrs.get("orbit_direction", "")).lower()
+    polarisations = [str(one) for one in attrs.get("polarisations", ())]
+    radar = {
+        "sar:instrument_mode": attrs.get("instrument_mode"),
+        "sar:frequency_band": "C",
+        "sar:polarizations": polarisations,
+        "sar:product_type": attrs.get("product_type"),
+    }
+    found = {
+        "eo:snow_cover": finite(attrs.get("snow_cover")),
+        "sat:orbit_state": state if state in ("ascending", "descending") else None,
+        "sat:relative_orbit": attrs.get("relative_orbit") or None,
+        "sat:absolute_orbit": attrs.get("absolute_orbit") or None,
+        "grid:code": f"MGRS-{tile}" if tile else None,
+        "cubeloom:warning": attrs.get("offset_warning"),
+        **(radar if polarisations else {}),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def band_records(spec: SceneSpec) -> tuple[BandRecord, ...]:
+    """The band axis as an item lists it.
+
+    A band is called as the provider calls it, else by its number, after its detector where there are several.
+    """
+    bands, called = spec.bands, spec.attrs.get("band_names", {})
+    common = _COMMON_NAMES.get(series(spec.sensor), {})
+    several = len(set(bands.detector.tolist())) > 1
+    records = []
+    for number, detector, wavelength, fwhm in zip(
+        bands.number, bands.detector, bands.wavelength, bands.fwhm, strict=True
+    ):
+        name = called.get(str(number)) or (f"{detector}-{number}" if several else str(number))
+        records.append(BandRecord(name, float(wavelength), float(fwhm), common.get(name, "")))
+    return tuple(records)
 
 
 def product_record(
@@ -81,7 +135,7 @@ def product_record(
         commit=store / COMMIT,
         commit_sha256=commit_sha256,
         facts=scene_facts(spec),
-        bands=band_records(spec.bands),
+        bands=band_records(spec),
         created=datetime.now(UTC).replace(microsecond=0),
         history=spec.history,
         software=software,
@@ -108,14 +162,16 @@ def _plain_name(name: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
 
 
-def _grid(spec: SceneSpec) -> GridRecord | None:
-    crs = spec.grid.crs
+def grid_record(grid: GeoBox) -> GridRecord | None:
+    """A grid as an item has it; None in sensor geometry."""
+    crs = grid.crs
     if crs is None:
         return None
-    a = spec.grid.affine
+    a = grid.affine
     epsg = crs.to_epsg()
     code = f"EPSG:{epsg}" if epsg else ""
-    return GridRecord(code, spec.shape, (a.a, a.b, a.c, a.d, a.e, a.f), "" if code else crs.to_wkt())
+    height, width = grid.shape
+    return GridRecord(code, (int(height), int(width)), (a.a, a.b, a.c, a.d, a.e, a.f), "" if code else crs.to_wkt())
 
 
 def _footprint(spec: SceneSpec) -> Sequence[LonLat]:

@@ -1,6 +1,7 @@
 """What a Sentinel-2 product's metadata say of one of its grids, as a Scene without pixels."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from .sentinel2_tile import TileMetadata
 
 LONG_NAMES = {"L2A": "surface reflectance", "L1C": "top-of-atmosphere reflectance"}
 LICENCE = "Copernicus Sentinel data: free, full and open access"
+
+
+def credit(time: datetime) -> str:
+    """The line that goes with every copy of what is made of Sentinel data (Copernicus legal notice, 2014)."""
+    return f"contains modified Copernicus Sentinel data {time.year}"
 
 
 def scene_spec(
@@ -75,6 +81,7 @@ def _attrs(metadata: ProductMetadata, tile: TileMetadata, bands: Sequence[Band])
         "sun_azimuth": float(tile.mean_sun.azimuth),
         "band_names": {str(band.number): band.name for band in bands},
         "license": LICENCE,
+        "attribution": credit(tile.time),
     }
     views = [tile.mean_view[band.name] for band in bands if band.name in tile.mean_view]
     if views:
