@@ -21,7 +21,7 @@ from .labelled import LabelledImage, card_classes, scene_image
 from .labels_recipe import ClassOf, LabelledScene, PixelSplit
 from .probe import PER_CLASS, linear_probe, pixel_features
 from .split import split_pixels
-from .tune import segmenter_card
+from .task_card import segmenter_card
 from .tune_tiles import IGNORE, Area, area
 
 IntArray = npt.NDArray[np.int64]

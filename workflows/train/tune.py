@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cubeloom.errors import ConfigError
-from cubeloom.models.cards import Card, CardClass, card_path, problems, read_card
+from cubeloom.models.cards import Card, card_path, read_card
 from cubeloom.models.network import Network
 from cubeloom.models.registry import create_model, model_card, save_model
 from cubeloom.models.spectral_tasks import BLENDED
 
 from .keeper import Say
 from .loop import LoopModule, LoopPaths, LoopReport, claim, finished_before, prepare, run_loop
-from .tune_data import CHANNELS, TuneData, tune_data
+from .task_card import named_card
+from .tune_data import TuneData, tune_data
 from .tune_recipe import TuneRecipe
 from .tune_tasks import BestKeeper, Loss, evaluate, loss_of
 from .tune_tiles import TileBatches
@@ -218,36 +218,7 @@ def _card(recipe: TuneRecipe, data: TuneData, family: str, settings: Mapping[str
         "classes": data.classes,
         "outputs": data.outputs,
     }
-    return _named(out, family, fields)
-
-
-def segmenter_card(base: Card, out: Path, head: str, classes: tuple[CardClass, ...]) -> Card:
-    """The card of a backbone with a head that labels pixels.
-
-    Args:
-        base: of the backbone.
-        out: the weights' file, whose name tells the tag.
-        head: which.
-        classes: in the order of its scores.
-
-    Raises:
-        ConfigError: the file's name has no fit tag.
-    """
-    settings = {key: value for key, value in base.settings.items() if key != "num_classes"}
-    whole: dict[str, Any] = {"backbone": base.family, "backbone_settings": settings, "head": head}
-    family, whole["num_classes"] = "spectral_segmenter", len(classes)
-    channels = {name: getattr(base, name) for name in CHANNELS}
-    fields = {**model_card(family, **whole).model_dump(), **channels, "classes": classes, "licence": base.licence}
-    return _named(out, family, {**fields, "tile": base.tile, "halo": base.tile // BLENDED})
-
-
-def _named(out: Path, family: str, fields: Mapping[str, Any]) -> Card:
-    """A card whose tag is what the file's name has behind the family."""
-    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
-    try:
-        return Card.model_validate({**fields, "name": f"{family}.{tag}" if tag else family, "tag": tag})
-    except ValidationError as error:
-        raise ConfigError(f"{out}: {problems(error)}") from None
+    return named_card(out, family, fields)
 
 
 def _concluded(
