@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import denoise as denoise
     from cubeloom.pipeline.functions import destripe as destripe
     from cubeloom.pipeline.functions import embed as embed
+    from cubeloom.pipeline.functions import indices as indices
     from cubeloom.pipeline.functions import mask as mask
     from cubeloom.pipeline.functions import resample_bands as resample_bands
     from cubeloom.pipeline.functions import select_bands as select_bands
     from cubeloom.pipeline.functions import superres as superres
+    from cubeloom.pipeline.functions import texture as texture
     from cubeloom.pipeline.readers import open_scene as open_scene
     from cubeloom.pipeline.readers.sentinel2_grids import open_grids as open_grids
     from cubeloom.pipeline.scene import validate_scene as validate_scene
@@ -34,8 +36,10 @@ _HOMES = {
     "select_bands": "cubeloom.pipeline.functions",
     "denoise": "cubeloom.pipeline.functions",
     "superres": "cubeloom.pipeline.functions",
+    "texture": "cubeloom.pipeline.functions",
     "classify": "cubeloom.pipeline.functions",
     "embed": "cubeloom.pipeline.functions",
+    "indices": "cubeloom.pipeline.functions",
     "fit_head": "cubeloom.workflows.train.fit_head",
 }
 

@@ -57,6 +57,11 @@ def superres(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN40
     return _lifted("superres", scene, parameters)
 
 
+def texture(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Measure the texture about every pixel: a Scene with `texture(band, y, x)`. Parameters: see `Texture`."""
+    return _lifted("texture", scene, parameters)
+
+
 def classify(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Classify every valid pixel: adds `classes`, `probability`, `confidence` and `entropy`.
 
@@ -71,3 +76,11 @@ def embed(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     Parameters: see `Embed`.
     """
     return _lifted("embed", scene, parameters)
+
+
+def indices(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Spectral indices of a scene (`names=["NDVI", "NDWI"]`): adds one variable `(y, x)` each.
+
+    Parameters: see `Indices`.
+    """
+    return _lifted("indices", scene, parameters)
