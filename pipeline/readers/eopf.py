@@ -26,9 +26,10 @@ from cubeloom.untrusted import safe_name
 from . import sentinel2_guard
 from .rasters import digest
 from .sentinel2_bands import NAMES, NATIVE, Band, band_name, nominal_bands, scene_bands
+from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
 from .sentinel2_quality import SCL_LOOKUP, spread
-from .sentinel2_scene import LICENCE, LONG_NAMES
+from .sentinel2_scene import LICENCE, LONG_NAMES, credit, item_attrs
 from .zarr_arrays import ArrayFile, attributes, finite
 
 __all__ = ["EopfSource", "open_source", "recognises"]
@@ -48,13 +49,17 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and marked and (path / _REFLECTANCE).is_dir()
 
 
-def open_source(path: Path, *, grid: str = "10m", bands: str = "native") -> "EopfSource":
+def open_source(
+    path: Path, *, grid: str = "10m", bands: str = "native", resampling: str = "area"
+) -> "EopfSource | CommonGridSource":
     """The Source over one grid of an EOPF product.
 
     Args:
         path: the product's `.zarr` folder.
         grid: `10m`, `20m` or `60m`.
-        bands: `native`, the bands that were measured at this grid, or `all` that the product has at it.
+        bands: `native`, the bands that were measured at this grid, `all` that the product has at it, or `common`,
+            every band, brought to this grid here.
+        resampling: for `common`, `area` or `cubic`, as for SAFE products.
 
     Raises:
         InputError: arrays are missing or damaged, state no scale, or nothing states the CRS.
@@ -63,14 +68,30 @@ def open_source(path: Path, *, grid: str = "10m", bands: str = "native") -> "Eop
     Warns:
         OffsetWarning: the offset that the arrays state does not fit the pixels.
     """
-    if grid not in GRIDS or bands not in ("native", "all"):
-        raise ConfigError(f"{path}: grid={grid!r}, bands={bands!r}; expected {', '.join(GRIDS)}, and native or all")
-    resolution = GRIDS[grid]
+    if grid not in GRIDS or bands not in ("native", "all", "common") or resampling not in ("area", "cubic"):
+        raise ConfigError(
+            f"{path}: grid={grid!r}, bands={bands!r}, resampling={resampling!r}; expected {', '.join(GRIDS)}; native, "
+            "all or common; area or cubic"
+        )
+    wrong = _judge(path)
+    if wrong:
+        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
+    if bands != "common":
+        return _one_grid(path, GRIDS[grid], wrong, native=bands == "native")
+    there = [step for step in GRIDS.values() if set(_bands_at(path, step)) & set(NATIVE[step])]
+    steps = {step: _one_grid(path, step, wrong, native=True) for step in sorted({*there, GRIDS[grid]})}
+    return on_common_grid(steps, GRIDS[grid], cubic=resampling == "cubic")
+
+
+def _one_grid(path: Path, resolution: int, wrong: str, *, native: bool) -> "EopfSource":
+    """The Source over the bands that a product has at a resolution, m."""
     found = _bands_at(path, resolution)
-    chosen = {name: file for name, file in found.items() if bands == "all" or name in NATIVE[resolution]}
+    chosen = {name: file for name, file in found.items() if not native or name in NATIVE[resolution]}
     if not chosen:
-        raise InputError(f"{path}: {_REFLECTANCE}/r{grid} holds none of the bands measured at {grid}; it holds "
-                         f"{', '.join(found) or 'none'}")  # fmt: skip
+        raise InputError(
+            f"{path}: {_REFLECTANCE}/r{resolution}m holds none of the bands measured at {resolution} m; it holds "
+            f"{', '.join(found) or 'none'}"
+        )
     root = attributes(path)
     decoding = _decoding(list(chosen.values()))
     box = _grid(path, root, next(iter(chosen.values())), resolution)
@@ -78,9 +99,6 @@ def open_source(path: Path, *, grid: str = "10m", bands: str = "native") -> "Eop
         if file.shape != box.shape or file.dtype != "uint16":
             raise InputError(f"{file.path}: holds {file.dtype} of {file.shape}; expected uint16 of {tuple(box.shape)}")
     classes = _classes(path, resolution, (int(box.shape[0]), int(box.shape[1])))
-    wrong = _judge(path)
-    if wrong:
-        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
     spec = _spec(path, root, list(chosen), box, decoding, has_classes=classes is not None, wrong=wrong)
     return EopfSource(spec, path, tuple(chosen.values()), decoding, classes)
 
@@ -238,13 +256,12 @@ def _spec(
     bands = _described(root, names, "sentinel2b" if platform.endswith("2b") else "sentinel2a")
     name = str(_part(root, "stac_discovery").get("id") or path.name).removesuffix(".zarr").removesuffix(".SAFE")
     level = next((key for key in LONG_NAMES if key[1:] in str(properties.get("processing:level", name))), "unknown")
-    step = round(box.resolution.x)
+    step, time = round(box.resolution.x), _time(path, properties)
     attrs: dict[str, Any] = {
         "band_names": {str(band.number): band.name for band in bands},
         "license": LICENCE,
-        "cloud_cover": properties.get("eo:cloud_cover"),
-        "sun_elevation": properties.get("view:sun_elevation"),
-        "sun_azimuth": properties.get("view:sun_azimuth"),
+        "attribution": credit(time),
+        **item_attrs(properties),
         "processing_version": properties.get("processing:version"),
         "offset_warning": wrong or None,
     }
@@ -256,7 +273,7 @@ def _spec(
         scene_id=safe_name(name + ("" if step == 10 else f"-{step}m"), f"{path}: scene id"),
         sensor="Sentinel-2" + platform[-1:].upper() * platform.startswith("sentinel-2") * (len(platform) == 11),
         processing_level=level,
-        time=_time(path, properties),
+        time=time,
         source=path.name,
         bands=scene_bands(bands),
         grid=box,

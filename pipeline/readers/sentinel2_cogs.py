@@ -27,11 +27,12 @@ from . import sentinel2_guard
 from .rasters import RasterFile, digest, inspect
 from .sentinel2_bands import NAMES, NATIVE, find_band, known_band, nominal_bands, scene_bands
 from .sentinel2_chips import GRIDS, QUANTIFICATION, SPECIAL, Chip, ChipSource
+from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
 from .sentinel2_quality import CoarseFile, QualityFiles
-from .sentinel2_scene import LICENCE, LONG_NAMES
+from .sentinel2_scene import LICENCE, LONG_NAMES, credit, item_attrs
 
-__all__ = ["CogSource", "open_source", "recognises"]
+__all__ = ["GRIDS", "CogSource", "open_source", "recognises"]
 
 ITEM_LIMIT = 4 * 2**20
 """Bytes of one item; those of the large providers have about 40 KiB."""
@@ -53,44 +54,87 @@ def recognises(path: Path) -> bool:
     return isinstance(item, dict) and item.get("type") == "Feature" and bool(_band_keys(item))
 
 
-def open_source(path: Path, *, grid: str = "10m", offset: str | None = None) -> "CogSource":
+def open_source(
+    path: Path, *, grid: str = "10m", bands: str = "native", resampling: str = "area", offset: str | None = None
+) -> "CogSource | CommonGridSource":
     """The Source over one grid of a STAC item's assets.
 
     Args:
         path: the item; its assets' hrefs must be files in its folder or below.
-        grid: `10m`, `20m` or `60m`: the bands that Sentinel-2 measures at it.
+        grid: `10m`, `20m` or `60m`.
+        bands: `native`, those that Sentinel-2 measures at this grid, or `common`, every one that is here, brought to
+            this grid.
+        resampling: for `common`, `area` or `cubic`, as for SAFE products.
         offset: DN to be added before the division by 10000, where the item is wrong about it.
 
     Raises:
-        InputError: the item lacks what is needed, or its assets are not here, damaged, or on several grids.
-        ConfigError: no such grid, or an offset that cannot be.
+        InputError: the item lacks what is needed, or its assets are not here, damaged, or on grids that do not nest.
+        ConfigError: no such grid or option, or an offset that cannot be.
 
     Warns:
         OffsetWarning: the offset does not fit the pixels.
     """
-    if grid not in GRIDS:
-        raise ConfigError(f"{path}: grid={grid!r}; expected {', '.join(GRIDS)}")
+    for name, value, known in (
+        ("grid", grid, tuple(GRIDS)),
+        ("bands", bands, ("native", "common")),
+        ("resampling", resampling, ("area", "cubic")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{path}: {name}={value!r}; expected {' or '.join(map(repr, known))}")
     item = load_json(path, ITEM_LIMIT)
     found = {step: _chips(path, item, step) for step in GRIDS.values()}
-    chips = found[GRIDS[grid]]
-    if not chips:
+    resolution = GRIDS[grid]
+    if not found[resolution]:
         listed = ", ".join(chip.name for group in found.values() for chip in group) or "none"
-        raise InputError(f"{path}: no file of the bands {', '.join(NATIVE[GRIDS[grid]])} is here; of others: {listed}")
+        raise InputError(f"{path}: no file of the bands {', '.join(NATIVE[resolution])} is here; of others: {listed}")
+    scaling = _scaling(path, item, offset)
+    wrong = _judge(path, [chip for group in found.values() for chip in group], scaling)
+    wanted = [step for step in found if found[step]] if bands == "common" else [resolution]
+    sources = {step: _native_source(path, item, found[step], scaling, wrong, step) for step in wanted}
+    if bands == "native":
+        return sources[resolution]
+    _require_nested(path, sources, resolution)
+    return on_common_grid(sources, resolution, cubic=resampling == "cubic")
+
+
+def _native_source(
+    path: Path, item: Mapping[str, Any], chips: list[Chip], scaling: tuple[float, float, str], wrong: str, step: int
+) -> "CogSource":
+    """The Source over the bands of one resolution, m."""
     info = inspect(chips[0].file)
     for chip in chips:
         if inspect(chip.file).grid != info.grid:
             raise InputError(f"{chip.file}: lies on another grid than {chips[0].file}; they do not belong together")
-    scale, shift, reason = _scaling(path, item, offset)
-    every = [chip for group in found.values() for chip in group]
-    samples = [sentinel2_guard.sample(chip.file) for chip in every]
-    dark = sentinel2_guard.darkest(samples, [chip.name for chip in every], [shift] * len(every), SPECIAL)
-    wrong = sentinel2_guard.judge(dark, scale, [shift])
-    if wrong:
-        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
+    scale, shift, reason = scaling
     quality = QualityFiles(_classes(path, item, chips[0]))
     history = f"reflectance = (DN + offset) / {scale:g}, offset {shift:g} {reason}"
-    spec = _spec(path, item, chips, quality, history, wrong, grid)
+    spec = _spec(path, item, chips, quality, history, wrong, f"{step}m")
     return CogSource(spec, tuple(chips), Decoding(scale, np.full(len(chips), shift), SPECIAL), info, quality, path)
+
+
+def _judge(path: Path, chips: list[Chip], scaling: tuple[float, float, str]) -> str:
+    """What is wrong about the offset as the pixels have it, which is warned of; empty where nothing is."""
+    scale, shift, _ = scaling
+    samples = [sentinel2_guard.sample(chip.file) for chip in chips]
+    dark = sentinel2_guard.darkest(samples, [chip.name for chip in chips], [shift] * len(chips), SPECIAL)
+    wrong = sentinel2_guard.judge(dark, scale, [shift])
+    if wrong:
+        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=5)
+    return wrong
+
+
+def _require_nested(path: Path, sources: Mapping[int, "CogSource"], resolution: int) -> None:
+    """Refuse grids that do not cover the same ground with the same corner."""
+    own = sources[resolution].spec
+    for step, source in sources.items():
+        a, b = own.grid.transform, source.spec.grid.transform
+        sizes = [(side * resolution, other * step) for side, other in zip(own.shape, source.spec.shape, strict=True)]
+        near = max(abs(a.c - b.c), abs(a.f - b.f)) <= 1e-3 * abs(a.a)
+        if own.grid.crs != source.spec.grid.crs or not near or any(one != other for one, other in sizes):
+            raise InputError(
+                f"{path}: the bands of {step} m and of {resolution} m cover different ground; open them one grid at a "
+                "time (bands='native')"
+            )
 
 
 def _assets(item: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -209,14 +253,14 @@ def _spec(
     platform = str(properties.get("platform", "")).lower()
     unit = platform[-1:].upper() if re.fullmatch(r"sentinel-2[a-d]", platform) else ""
     bands = nominal_bands([chip.name for chip in chips], "sentinel2b" if unit == "B" else "sentinel2a")
+    time = _time(path, properties)
     level = "L1C" if "l1c" in str(item.get("collection", item.get("id", ""))).lower() else "L2A"
     attrs: dict[str, Any] = {
         "band_names": {str(band.number): band.name for band in bands},
         "wavelength_source": f"nominal, of sentinel2{'b' if unit == 'B' else 'a'}",
         "license": LICENCE,
-        "cloud_cover": properties.get("eo:cloud_cover"),
-        "sun_elevation": properties.get("view:sun_elevation"),
-        "sun_azimuth": properties.get("view:sun_azimuth"),
+        "attribution": credit(time),
+        **item_attrs(properties),
         "processing_version": properties.get("s2:processing_baseline"),
         "offset_warning": wrong or None,
     }
@@ -227,7 +271,7 @@ def _spec(
         scene_id=safe_name(str(item.get("id", "")) + ("" if grid == "10m" else f"-{grid}"), f"{path}: item id"),
         sensor=f"Sentinel-2{unit}",
         processing_level=level,
-        time=_time(path, properties),
+        time=time,
         source=path.name,
         bands=scene_bands(bands),
         grid=inspect(chips[0].file).grid,

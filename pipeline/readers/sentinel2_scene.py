@@ -1,6 +1,7 @@
 """What a Sentinel-2 product's metadata say of one of its grids, as a Scene without pixels."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +16,28 @@ from .sentinel2_quality import QualityFiles
 from .sentinel2_tile import TileMetadata
 
 LONG_NAMES = {"L2A": "surface reflectance", "L1C": "top-of-atmosphere reflectance"}
+_TILE = re.compile(r"\d{1,2}[A-Z]{3}")
 LICENCE = "Copernicus Sentinel data: free, full and open access"
 
 
 def credit(time: datetime) -> str:
     """The line that goes with every copy of what is made of Sentinel data (Copernicus legal notice, 2014)."""
     return f"contains modified Copernicus Sentinel data {time.year}"
+
+
+def item_attrs(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """What the properties of a STAC item of Sentinel-2 tell of the scene, by the names of a Scene's attributes."""
+    tile = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or "").removeprefix("MGRS-")
+    orbit = properties.get("sat:relative_orbit")
+    found = {
+        "cloud_cover": properties.get("eo:cloud_cover"),
+        "sun_elevation": properties.get("view:sun_elevation"),
+        "sun_azimuth": properties.get("view:sun_azimuth"),
+        "orbit_direction": str(properties.get("sat:orbit_state") or "").upper() or None,
+        "relative_orbit": orbit if type(orbit) is int and 1 <= orbit <= 143 else None,
+        "mgrs_tile": tile if _TILE.fullmatch(tile) else None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def scene_spec(

@@ -183,3 +183,16 @@ def test_a_damaged_chunk_is_named(product, tmp_path):
 def test_wrong_options_are_refused(product, options):
     with pytest.raises(ConfigError):
         open_scene(product, **options)
+
+
+def test_every_band_on_one_grid(product):
+    """A coarser band is repeated, and a finer one averaged over the pixels that a coarser one holds."""
+    common = open_scene(product, grid="20m", bands="common").load()
+    native = {step: open_scene(product, grid=f"{step}m")["reflectance"].load() for step in (10, 20, 60)}
+    assert common.sizes["band"] == sum(cube.sizes["band"] for cube in native.values())
+    for step, cube in native.items():
+        for band in cube["band"].values:
+            fine = np.kron(cube.sel(band=band).values, np.ones((step // 10, step // 10)))
+            height, width = (side // 2 for side in fine.shape)
+            expected = fine.reshape(height, 2, width, 2).mean(axis=(1, 3))
+            np.testing.assert_allclose(common["reflectance"].sel(band=band), expected, atol=6e-5)

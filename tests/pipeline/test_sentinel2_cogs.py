@@ -140,3 +140,28 @@ def test_remote_assets_are_as_if_not_there(tmp_path):
         item["assets"][name]["href"] = f"https://example.org/{name}.tif"
     path.write_text(json.dumps(item))
     assert open_scene(path)["band"].values.tolist() == [3, 4]
+
+
+def test_every_band_on_one_grid(tmp_path):
+    """Finer bands are the means of the pixels that a coarser one holds; coarser ones are repeated."""
+    path = publish(tmp_path, **ITEMS["earth-search, stated"], **{"grid:code": "MGRS-33UUP", "sat:relative_orbit": 22})
+    scene = open_scene(path, grid="20m", bands="common")
+    assert list(scene.attrs["band_names"].values()) == [name for name in NAMES if name != "B10"]
+    assert (scene.attrs["mgrs_tile"], scene.attrs["relative_orbit"]) == ("33UUP", 22)
+    assert scene.attrs["attribution"] == "contains modified Copernicus Sentinel data 2024"
+    cube = scene["reflectance"].load()
+    for name, step in (("B04", 10), ("B11", 20), ("B09", 60)):
+        dn = numbers(name, step, 0).astype(float)
+        fine = np.kron(dn, np.ones((step // 10, step // 10)))
+        expected = fine.reshape(12, 2, 12, 2).mean(axis=(1, 3)) / 10000
+        np.testing.assert_allclose(cube.sel(band=band_numbers([name])[0]), expected, atol=6e-5)
+    with pytest.raises(ConfigError, match="bands='both'"):
+        open_scene(path, bands="both")
+
+
+def test_grids_that_do_not_nest_are_refused(tmp_path):
+    path = publish(tmp_path, **ITEMS["planetary, baseline"])
+    for name in ("B01", "B09"):
+        write(tmp_path / f"{name}.tif", numbers(name, 60, 1000)[:-1], 60)
+    with pytest.raises(InputError, match="60 m and of 10 m cover different ground"):
+        open_scene(path, bands="common")
