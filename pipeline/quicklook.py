@@ -145,7 +145,7 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
     Returns:
         Paths by name: `truecolour`, `swir` (as far as the bands allow), the same with `_<subject>` for a subject other
         than the measurement, `classes`, `classes_legend` (the same with its legend), `classes_entropy` (how sure they
-        are, with its scale), and `thumbnail`.
+        are, with its scale), `index_<NAME>` of every spectral index, and `thumbnail`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _composites(scene)
@@ -156,7 +156,12 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
         written["classes"] = write_png(class_map(scene), folder / "classes.png")
         written["classes_legend"] = _write_legend(scene, folder / "classes_legend.png")
     if "entropy" in scene:
-        written["classes_entropy"] = _write_entropy(scene, folder / "classes_entropy.png")
+        shown = np.asarray(scene["entropy"].values)
+        path, ends = folder / "classes_entropy.png", ("certain", "all alike")
+        written["classes_entropy"] = _write_layer(shown, path, "entropy of the classes", (0.0, 1.0), ends)
+    for name, layer in scene.data_vars.items():
+        if "formula" in layer.attrs and layer.dims == ("y", "x"):
+            written[f"index_{name}"] = _write_index(layer, folder / f"index_{name}.png")
     return written
 
 
@@ -234,25 +239,35 @@ def _write_legend(scene: xr.Dataset, path: Path) -> Path:
     return path
 
 
-def _write_entropy(scene: xr.Dataset, path: Path) -> Path:
-    """The entropy of the classes with its scale below, on white; grey where there is no class."""
+def _write_index(layer: xr.DataArray, path: Path) -> Path:
+    """A spectral index with its scale, which ends where the outermost percent of the pixels begins."""
+    values = np.asarray(layer.values, np.float32)
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, PERCENTILES) if known.size else (0.0, 1.0)
+    return _write_layer(values, path, str(layer.name), (float(low), float(high)), (f"{low:.2f}", f"{high:.2f}"))
+
+
+def _write_layer(
+    values: npt.NDArray[np.float32], path: Path, title: str, limits: tuple[float, float], ends: tuple[str, str]
+) -> Path:
+    """A layer `(y, x)` with its scale below, on white; grey where there is no value."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    values = np.asarray(scene["entropy"].values)
     height, width = values.shape
     map_height = 6 * height / width
     figure = Figure(figsize=(6, map_height + 0.6), facecolor="white")
     share = map_height / figure.get_figheight()
     axes = figure.add_axes((0, 1 - share, 1, share), facecolor="#dddddd")
-    shown = axes.imshow(values, cmap=colormaps["viridis"], vmin=0, vmax=1, interpolation="nearest")
+    low, high = limits if limits[0] < limits[1] else (limits[0] - 0.5, limits[0] + 0.5)
+    shown = axes.imshow(values, cmap=colormaps["viridis"], vmin=low, vmax=high, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
     scale = figure.add_axes((0.2, 0.55 * (1 - share), 0.6, 0.2 * (1 - share)))
-    bar = figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(0, 0.5, 1))
-    bar.set_ticklabels(["certain", "entropy of the classes", "all alike"], fontsize=9)
+    bar = figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(low, (low + high) / 2, high))
+    bar.set_ticklabels([ends[0], title, ends[1]], fontsize=9)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
 

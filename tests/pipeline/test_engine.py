@@ -60,7 +60,7 @@ def examples(scene, save_toy, save_labels, tmp_path) -> dict[str, list]:
             stage_class("resample_bands")(wavelengths=(900.0, 1500.0), fwhm=400.0, max_uncovered=0.2, group="broad")
         ],
         "texture": [mask, stage_class("texture")(bands=(3,), measures=("entropy", "contrast"))],
-        "indices": [mask, stage_class("indices")(names=("NDVI", "NBR", "SAVI"), constants={"L": 0.5})],
+        "indices": [mask, stage_class("indices")(names=("NDWI", "NBR", "NDSInw"), constants={"beta": 0.1})],
         "superres": [mask, stage_class("superres")(scale=2)],
         "classify by a network": [mask, network],
         "embed": [mask, stage_class("embed")(model=save_labels(scene, "maps", task="embed", tile=96, multiple=8))],
