@@ -71,6 +71,15 @@ _SETTINGS = {
 }
 """Of a cluster of our own."""
 
+_UNWATCHED = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.tick.limit": "10s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+"""Where no dashboard shows them: samples of stacks, event loops and the machine, up to a hundred a second in every
+process, which take time from the cores that blocks are computed on."""
+
 _NO_SOURCE = {"distributed.diagnostics.computations.nframes": 0}
 """Else Dask looks up the caller's source code, and sends it, with every task."""
 
@@ -369,7 +378,8 @@ def open_cluster(
 @contextmanager
 def _own(workers: int, dashboard: bool) -> Iterator[Client]:
     """Processes of one thread each, on this machine's loopback interface; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="cubeloom-") as scratch, _environment(), dask.config.set(_SETTINGS):
+    settings = _SETTINGS if dashboard else _SETTINGS | _UNWATCHED
+    with tempfile.TemporaryDirectory(prefix="cubeloom-") as scratch, _environment(), dask.config.set(settings):
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
