@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from cubeloom.errors import InputError
 from cubeloom.untrusted import safe_name
@@ -25,11 +26,27 @@ _ENMAP = re.compile(
 """File names of an EnMAP product that the reader takes; its other files are pictures."""
 
 
+_SENTINEL2 = re.compile(
+    r"(?i)(b02|b03|b04|b08)(_10m)?|(b05|b06|b07|b8a|b11|b12|scl)(_20m)?|(b01|b09|b10)(_60m)?"
+    r"|coastal|blue|green|red|rededge[123]|nir|nir08|nir09|cirrus|swir16|swir22"
+)
+"""Asset keys of Sentinel-2's bands at the resolution they are measured at, and of its scene classes, as Earth Search,
+Planetary Computer and CDSE have them."""
+
+
 def needed_assets(item: CatalogItem) -> dict[str, Asset]:
-    """The remote assets that a product needs: of EnMAP the XML, the cubes and the masks, else all but the pictures."""
+    """The remote assets that a product needs.
+
+    Of EnMAP the XML, the cubes and the masks; of Sentinel-2, where each band is a file, the bands at their own
+    resolution and the scene classes; else all but the pictures.
+    """
     remote = {key: a for key, a in item.assets.items() if is_remote(a.href) and not a.is_picture}
     enmap = {key: a for key, a in remote.items() if _ENMAP.search(a.file_name)}
-    return enmap or remote
+    told = (item.properties.get("platform"), item.properties.get("constellation"), item.collection)
+    bands = {}
+    if any(str(one).lower().startswith("sentinel-2") for one in told):
+        bands = {key: a for key, a in remote.items() if _SENTINEL2.fullmatch(key)}
+    return enmap or bands or remote
 
 
 def download_item(item: CatalogItem, folder: Path, access: Access) -> CatalogItem:
@@ -45,7 +62,8 @@ def download_item(item: CatalogItem, folder: Path, access: Access) -> CatalogIte
         access: how, and by which login.
 
     Returns:
-        The item with the hrefs of its files as `file://` URLs; id and content key are the same.
+        The item with the hrefs of its files as `file://` URLs; id and content key are the same. Where
+        each band is a file of its own, the item lies with them, as `<id>.json`.
 
     Raises:
         InputError: an address that may not be reached, a missing or wrong login, a file that is not what the item says.
@@ -62,12 +80,21 @@ def download_item(item: CatalogItem, folder: Path, access: Access) -> CatalogIte
         places = {key: folder / name for key, name in names.items()}
         _prepare(item, folder, places)
         _fetch_all(wanted, places, access)
+        if item.is_split:
+            _write_item(item, folder / f"{item.id}.json", names)
     assets = {
         key: replace(asset, href=places[key].resolve().as_uri()) if key in places else asset
         for key, asset in item.assets.items()
     }
     roots = (*item.roots, *{path.resolve().parent for path in places.values()}) if item.roots else ()
     return replace(item, assets=assets, roots=roots)
+
+
+def _write_item(item: CatalogItem, path: Path, names: Mapping[str, str]) -> None:
+    """The item beside its files, for the reader of products whose every band is a file of its own."""
+    assets = item.document.get("assets", {})
+    here = {key: {**assets[key], "href": f"./{quote(name)}"} for key, name in names.items()}
+    write_json_atomic(path, {**item.document, "assets": {**assets, **here}, "links": []})
 
 
 def _file_names(item: CatalogItem, assets: Mapping[str, Asset]) -> dict[str, str]:

@@ -72,6 +72,7 @@ class CatalogItem:
         collection: id of the collection, or empty.
         self_path: the document that holds the item.
         roots: folders that assets must lie in; empty where they may lie anywhere.
+        document: the item as it was read.
     """
 
     id: str
@@ -83,25 +84,48 @@ class CatalogItem:
     collection: str
     self_path: Path
     roots: tuple[Path, ...] = field(default=(), repr=False)
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def product_path(self) -> Path:
-        """What `open_scene` is given for this item.
+        """What `open_scene` is given for this item: its product; or, where each band is a file of its own, an item.
 
         Raises:
             InputError: no asset holds a product, or it is not on this machine, or outside `roots`.
         """
         key = self._product_key()
-        if key is None:
+        path = local_path(self.assets[key].href, self.self_path) if key else self._item_beside_files()
+        if path is None:
+            listed = ", ".join(self.assets) or "none"
             raise InputError(
-                f"{self.self_path}: item {self.id} has the assets {', '.join(self.assets) or 'none'}; "
-                f"expected one of {', '.join(_PRODUCT_KEYS)}, or a Zarr store"
+                f"{self.self_path}: item {self.id} has the assets {listed[:300]}; expected one of "
+                f"{', '.join(_PRODUCT_KEYS)}, or a Zarr store, or files on this machine with the item's own JSON in "
+                "their folder, as `cubeloom search --download` lays them"
             )
-        path = local_path(self.assets[key].href, self.self_path)
         if self.roots and not is_within(path, self.roots):
             allowed = ", ".join(map(str, self.roots))
             raise InputError(f"{self.self_path}: asset {key!r} of {self.id} leads to {path}, outside {allowed}")
         return path
+
+    def _item_beside_files(self) -> Path | None:
+        """The item's JSON that lies with its files: `<id>.json` in their folder, or this document; None if neither."""
+        folders = set()
+        for asset in self.assets.values():
+            if not asset.is_picture and not is_remote(asset.href):
+                folders.add(local_path(asset.href, self.self_path).parent)
+        own = self.self_path.resolve()
+        candidates = [next(iter(folders)) / f"{self.id}.json"] if len(folders) == 1 else []
+        if folders and all(folder.is_relative_to(own.parent) for folder in folders):
+            candidates.append(own)
+        try:
+            return next((path for path in candidates if path.is_file()), None)
+        except OSError:  # a name longer than a file system takes
+            return None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether no asset stands for the product: each band is a file of its own."""
+        return self._product_key() is None
 
     @property
     def is_remote(self) -> bool:
@@ -312,6 +336,7 @@ def parse_item(document: object, source: Path, roots: tuple[Path, ...] = ()) -> 
         collection=str(document.get("collection") or ""),
         self_path=source,
         roots=roots,
+        document=document,
     )
 
 
