@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cubeloom.errors import InputError, ModelError
 from cubeloom.untrusted import parse_json, read_zip_member, zip_members
 
-from .estimators import check_estimator, steps_of
+from .estimators import OWN, check_estimator, steps_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Feature = Literal["spectrum", "shape", "derivative"]
@@ -34,6 +34,7 @@ TRUSTED = (
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
+    OWN,
 )
 """Types beyond those that skops itself trusts. Trees are compiled code that follows indices out of the file, so they
 are checked after loading (`check_estimator`)."""

@@ -19,6 +19,9 @@ KNOWN = (
 )
 """Classes of scikit-learn that a classifier may consist of."""
 
+OWN = "cubeloom.models.forests.RotatedForests"
+"""And the one that is written here."""
+
 
 def steps_of(estimator: Any) -> list[Any]:  # noqa: ANN401 - scikit-learn has no common type
     """The steps of a pipeline, or the estimator alone."""
@@ -33,12 +36,15 @@ def check_estimator(estimator: Any) -> None:  # noqa: ANN401
     """
     steps = steps_of(estimator)
     for step in steps:
-        if type(step).__name__ not in KNOWN or not type(step).__module__.startswith("sklearn."):
-            raise ValueError(f"it holds a {type(step).__name__}; known are {', '.join(KNOWN)}")
+        found, module = type(step).__name__, type(step).__module__
+        if f"{module}.{found}" != OWN and (found not in KNOWN or not module.startswith("sklearn.")):
+            raise ValueError(f"it holds a {found}; known are {', '.join(KNOWN)}, {OWN}")
     last = steps[-1]
     kind = type(last).__name__
     if kind == "RandomForestClassifier":
         _check_forest(last)
+    elif kind == "RotatedForests":
+        _check_rotated(last)
     elif kind == "HistGradientBoostingClassifier":
         _check_boosting(last)
     elif kind == "CalibratedClassifierCV":
@@ -51,6 +57,21 @@ def _check_forest(forest: Any) -> None:  # noqa: ANN401
         nodes = tree.tree_
         inner = nodes.children_left != -1
         _check_tree(nodes.children_left, nodes.children_right, nodes.feature, inner, forest.n_features_in_)
+
+
+def _check_rotated(ensemble: Any) -> None:  # noqa: ANN401
+    """Refuse what is no list of forests, one for each matrix, that tell the ensemble's classes apart."""
+    matrices, forests = ensemble.matrices_, ensemble.forests_
+    if not (isinstance(forests, list) and forests and len(matrices) == len(forests)):
+        raise ValueError("an ensemble of forests in it is damaged")
+    for matrix, forest in zip(matrices, forests, strict=True):
+        if type(forest).__name__ != "RandomForestClassifier" or not type(forest).__module__.startswith("sklearn."):
+            raise ValueError(f"an ensemble of forests in it holds a {type(forest).__name__}")
+        if matrix.shape != (ensemble.n_features_in_, forest.n_features_in_) or not np.isfinite(matrix).all():
+            raise ValueError("a rotation in it is damaged")
+        if not np.array_equal(forest.classes_, ensemble.classes_):
+            raise ValueError("an ensemble of forests in it does not agree on its classes")
+        _check_forest(forest)
 
 
 def _check_boosting(boosting: Any) -> None:  # noqa: ANN401

@@ -19,6 +19,7 @@ from skops import io as skops_io
 
 from cubeloom.errors import ModelError
 from cubeloom.models.classifiers import CARD, Classifier, MapClass, load_classifier, read_card, spectral_features
+from cubeloom.models.forests import RotatedForests
 
 BANDS = 8
 WAVELENGTHS = np.linspace(450, 2400, BANDS)
@@ -28,6 +29,7 @@ ESTIMATORS = {
     "lda": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
     "svm": CalibratedClassifierCV(SVC(), ensemble=False, cv=3),
     "forest": RandomForestClassifier(8, random_state=0),
+    "rotated": RotatedForests(forests=3, trees=4),
     "boosting": HistGradientBoostingClassifier(max_iter=8, random_state=0),
 }
 
@@ -124,6 +126,25 @@ def test_trees_that_would_lead_astray_are_refused(tmp_path, kind):
         last._predictors[2][1].nodes["left"][0] = 0
     classifier.save(tmp_path / "m.skops")
     with pytest.raises(ModelError, match="decision tree in it is damaged"):
+        load_classifier(tmp_path / "m.skops")
+
+
+@pytest.mark.parametrize("harm", ["tree", "matrix", "forest", "classes"])
+def test_an_ensemble_that_would_lead_astray_is_refused(tmp_path, harm):
+    x, y = spectra()
+    ensemble = RotatedForests(forests=2, trees=2).fit(x, y)
+    if harm == "tree":
+        ensemble.forests_[1].estimators_[0].tree_.children_right[0] = 10**6
+    elif harm == "matrix":
+        ensemble.matrices_ = ensemble.matrices_[:, :, :-1]
+    elif harm == "forest":
+        ensemble.forests_[0] = LogisticRegression().fit(x, y)
+    else:
+        ensemble.classes_ = ensemble.classes_[:2]
+    classes = trained(ESTIMATORS["lda"]).classes[: ensemble.classes_.size]
+    few = Classifier(ensemble, classes, WAVELENGTHS, np.full(BANDS, 10.0), "reflectance", "1")
+    few.save(tmp_path / "m.skops")
+    with pytest.raises(ModelError, match=r"in it (is damaged|holds a LogisticRegression|does not agree)"):
         load_classifier(tmp_path / "m.skops")
 
 

@@ -32,6 +32,7 @@ NAMES = ("meadow", "forest", "soil")
 COLOURS = ("#a2cf6e", "#14532d", "#9c6b4a")
 EVERY = (
     "random_forest+trees=20+search=false",
+    "rotated_forests+trees=20+forests=4+rotation=sparse+search=false",
     "svm+pca=8+mean=3+derivative",
     "cnn1d+steps=60",
     "cnn2d+steps=60+patch=5+width=16",

@@ -75,6 +75,7 @@ ESTIMATORS = {
     "lda": {"type": "lda", "pca": 5},
     "svm": {"type": "svm", "search": {"C": [1, 10]}},
     "forest": {"type": "random_forest", "params": {"n_estimators": 20}},
+    "rotated": {"type": "rotated_forests", "params": {"rotation": "pca", "forests": 4, "trees": 5}},
     "boosting": {"type": "hist_gradient_boosting", "params": {"max_iter": 8, "max_leaf_nodes": 8}},
 }
 

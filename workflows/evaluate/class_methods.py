@@ -21,6 +21,7 @@ Float32Array = npt.NDArray[np.float32]
 
 METHODS = {
     "random_forest": "class_pixels",
+    "rotated_forests": "class_pixels",
     "svm": "class_pixels",
     "cnn1d": "class_cnn",
     "cnn2d": "class_cnn",

@@ -24,6 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from cubeloom.models.classifiers import Feature, spectral_features
+from cubeloom.models.forests import RotatedForests
+from cubeloom.models.rotations import Rotation
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.workflows.train.classifier import class_weights
 from cubeloom.workflows.train.labelled import LabelledImage
@@ -176,6 +178,33 @@ class RandomForest(PixelMethod):
         return np.asarray(estimator.predict_proba(features))
 
 
+class RotatedForest(RandomForest):
+    """An ensemble of random forests, each on features that are turned its own way (`cubeloom.models.forests`).
+
+    Attributes:
+        rotation: kind of the turns.
+        forests: how many; `trees` are shared out among them.
+    """
+
+    rotation: Rotation = "complete"
+    forests: int = Field(default=10, ge=1)
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        each = self._each
+        return f"{self.forests} forests of {each} trees, features turned ({self.rotation}), on {_described(self)}"
+
+    @property
+    def _each(self) -> int:
+        return math.ceil(self.trees / self.forests)
+
+    def estimator(self, parameters: Parameters, features: Float32Array, seed: int) -> Any:  # noqa: ANN401
+        """The ensemble."""
+        own = {key: value for key, value in parameters.items() if key != "balance"}
+        return RotatedForests(self.rotation, self.forests, self._each, random_state=seed, n_jobs=threads(), **own)
+
+
 class SupportVectorMachine(PixelMethod):
     """Support vector machine with radial basis functions."""
 
@@ -202,7 +231,7 @@ class SupportVectorMachine(PixelMethod):
         return np.asarray(softmax(values, axis=1))
 
 
-METHODS = {"random_forest": RandomForest, "svm": SupportVectorMachine}
+METHODS = {"random_forest": RandomForest, "rotated_forests": RotatedForest, "svm": SupportVectorMachine}
 
 
 @dataclass(frozen=True, eq=False)

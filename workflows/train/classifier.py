@@ -17,6 +17,7 @@ from .samples import Samples, collect
 from .split import Parts, split_samples
 
 SEARCH_FOLDS = 3
+FORESTS = ("RandomForestClassifier", "RotatedForests")
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,26 @@ def _fit(recipe: ClassifierRecipe, samples: Samples, parts: Parts) -> tuple[Any,
         estimator = _estimator(choice, parameters, seed)
         if choice.type == "lda":
             estimator.set_params(model__priors=shares / shares.sum())
-        return estimator.fit(features, labels, **weighing), parameters
+        return _on_all_cores(estimator, features, labels, weighing), parameters
     except (TypeError, ValueError) as error:
         raise ConfigError(f"estimator {choice.type}: {error}") from error
+
+
+def _on_all_cores(
+    estimator: Any,  # noqa: ANN401
+    features: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+    weighing: Mapping[str, Any],
+) -> Any:  # noqa: ANN401
+    """Fit an estimator, whose trees grow side by side. Once fitted it answers on one core, since blocks run so."""
+    model = estimator.named_steps["model"]
+    chosen = model.get_params().get("n_jobs")
+    if type(model).__name__ in FORESTS and chosen is None:
+        model.set_params(n_jobs=-1)
+    estimator.fit(features, labels, **weighing)
+    if type(model).__name__ in FORESTS:
+        model.set_params(n_jobs=chosen)
+    return estimator
 
 
 def _search(
@@ -179,6 +197,10 @@ def _model(kind: str, params: Mapping[str, Any], seed: int) -> Any:  # noqa: ANN
         from sklearn.svm import SVC
 
         return CalibratedClassifierCV(SVC(**{"C": 10, **params}), ensemble=False, cv=3)
+    if kind == "rotated_forests":
+        from cubeloom.models.forests import RotatedForests
+
+        return RotatedForests(**{"min_samples_leaf": 2, "random_state": seed, **params})
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
     if kind == "random_forest":

@@ -21,7 +21,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-EstimatorType = Literal["logistic", "lda", "svm", "random_forest", "hist_gradient_boosting"]
+EstimatorType = Literal["logistic", "lda", "svm", "random_forest", "rotated_forests", "hist_gradient_boosting"]
 
 
 class EstimatorChoice(_Part):
@@ -29,8 +29,8 @@ class EstimatorChoice(_Part):
 
     Attributes:
         type: `logistic` regression, `lda` (linear discriminant analysis), `svm` (radial basis functions, calibrated
-            probabilities), `random_forest` or `hist_gradient_boosting`.
-        params: parameters of scikit-learn's class.
+            probabilities), `random_forest`, `rotated_forests` or `hist_gradient_boosting`.
+        params: parameters of scikit-learn's class, or of `cubeloom.models.forests.RotatedForests`.
         search: values to try for parameters; the training blocks alone decide (macro F1).
         pca: keep this many principal components of the features.
     """
