@@ -224,9 +224,15 @@ SENSORS: dict[str, list[Response]] = {
         (20, 65, 35, 30, 15, 13, 19, 105, 21, 20, 93, 184),
         _SENTINEL2_NAMES,
     ),
+    "sentinel2c": gaussians(
+        (444.2, 489.0, 560.6, 666.5, 707.1, 741.1, 784.7, 834.6, 865.6, 947.2, 1612.0, 2191.3),
+        (20, 65, 35, 30, 15, 15, 20, 96, 20, 20, 90, 183),
+        _SENTINEL2_NAMES,
+    ),
 }
 """Sensors known by name: the bands of Sentinel-2's surface reflectance (B10, cirrus, is not among them).
 
-Centres as `Spectral_Information/Wavelength/CENTRAL` of the products' MTD_MSI*.xml; widths at half maximum of the
-responses listed beside them, to 1 nm.
+Of units A and B centres as `Spectral_Information/Wavelength/CENTRAL` of the products' MTD_MSI*.xml; widths at half
+maximum of the responses listed beside them, to 1 nm. Of unit C centroids and widths of the responses in "Sentinel-2
+Spectral Response Functions", version 4.0 of 2024 (ESA, COPE-GSEG-EOPG-TN-15-0007).
 """

@@ -25,7 +25,7 @@ from cubeloom.untrusted import safe_name
 
 from . import sentinel2_guard
 from .rasters import digest
-from .sentinel2_bands import NAMES, NATIVE, Band, band_name, nominal_bands, scene_bands
+from .sentinel2_bands import NAMES, NATIVE, Band, band_name, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
 from .sentinel2_quality import SCL_LOOKUP, spread
@@ -253,7 +253,8 @@ def _spec(
 ) -> SceneSpec:
     properties = _part(root, "stac_discovery", "properties")
     platform = str(properties.get("platform", "sentinel-2")).lower()
-    bands = _described(root, names, "sentinel2b" if platform.endswith("2b") else "sentinel2a")
+    unit = platform[-1:].upper() if re.fullmatch(r"sentinel-2[a-d]", platform) else ""
+    bands = _described(root, names, unit_sensor(unit))
     name = str(_part(root, "stac_discovery").get("id") or path.name).removesuffix(".zarr").removesuffix(".SAFE")
     level = next((key for key in LONG_NAMES if key[1:] in str(properties.get("processing:level", name))), "unknown")
     step, time = round(box.resolution.x), _time(path, properties)
@@ -271,7 +272,7 @@ def _spec(
     shown = " or ".join(f"{offset:g}" for offset in sorted(set(decoding.offset.tolist())))
     return SceneSpec(
         scene_id=safe_name(name + ("" if step == 10 else f"-{step}m"), f"{path}: scene id"),
-        sensor="Sentinel-2" + platform[-1:].upper() * platform.startswith("sentinel-2") * (len(platform) == 11),
+        sensor=f"Sentinel-2{unit}",
         processing_level=level,
         time=time,
         source=path.name,

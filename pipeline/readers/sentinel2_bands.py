@@ -27,8 +27,17 @@ COMMON_NAMES = (
 NATIVE = {10: ("B02", "B03", "B04", "B08"), 20: ("B05", "B06", "B07", "B8A", "B11", "B12"), 60: ("B01", "B09", "B10")}
 """Bands by the resolution, m, they are taken at, for chips without metadata."""
 CIRRUS = "B10"
-_CIRRUS_WAVELENGTH = {"sentinel2a": (1373.5, 30.0), "sentinel2b": (1376.9, 30.0)}
+_CIRRUS_WAVELENGTH = {"sentinel2a": (1373.5, 30.0), "sentinel2b": (1376.9, 30.0), "sentinel2c": (1372.2, 33.0)}
 """Centre and width, nm, of B10 where no metadata tell: it is no band of surface reflectance (see `srf.SENSORS`)."""
+
+
+_UNITS = {"B": "sentinel2b", "C": "sentinel2c", "D": "sentinel2c"}
+"""Whose bands a unit's are taken for where no metadata tell. Those of D are not published yet; it is C's twin."""
+
+
+def unit_sensor(unit: str) -> str:
+    """The name in `srf.SENSORS` for a unit's letter; of A where it is unknown."""
+    return _UNITS.get(unit.upper(), "sentinel2a")
 
 
 def band_name(text: str) -> str:
@@ -118,7 +127,7 @@ def nominal_bands(names: Iterable[str], sensor: str = "sentinel2a") -> list[Band
 
     Args:
         names: in the spelling of `NAMES`, in any order.
-        sensor: `sentinel2a` or `sentinel2b`.
+        sensor: of `srf.SENSORS`, see `unit_sensor`.
     """
     known = {known_band(response.name): response for response in SENSORS[sensor]}
     known[CIRRUS] = Response(CIRRUS, *_CIRRUS_WAVELENGTH[sensor])

@@ -23,7 +23,7 @@ from cubeloom.untrusted import safe_name
 from . import sentinel2_guard
 from .raster import UNKNOWN_TIME
 from .rasters import RasterFile, RasterInfo, block_shape, digest, handle, inspect, read_window
-from .sentinel2_bands import CIRRUS, NAMES, NATIVE, band_name, find_band, nominal_bands, scene_bands
+from .sentinel2_bands import CIRRUS, NAMES, NATIVE, band_name, find_band, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_decoding import Decoding
 from .sentinel2_scene import LONG_NAMES
 
@@ -224,7 +224,7 @@ def _time(path: Path) -> datetime | None:
 def _spec(path: Path, chips: Sequence[Chip], offset: float, wrong: str, level: str, grid: str) -> SceneSpec:
     named, time = _named(path), _time(path)
     unit = named["unit"] if named else ""
-    sensor = "sentinel2b" if unit == "B" else "sentinel2a"
+    sensor = unit_sensor(unit)
     bands = nominal_bands([chip.name for chip in chips], sensor)
     attrs: dict[str, Any] = {
         "band_names": {str(band.number): band.name for band in bands},

@@ -25,7 +25,7 @@ from cubeloom.untrusted import load_json, safe_name
 
 from . import sentinel2_guard
 from .rasters import RasterFile, digest, inspect
-from .sentinel2_bands import NAMES, NATIVE, find_band, known_band, nominal_bands, scene_bands
+from .sentinel2_bands import NAMES, NATIVE, find_band, known_band, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_chips import GRIDS, QUANTIFICATION, SPECIAL, Chip, ChipSource
 from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
@@ -252,12 +252,12 @@ def _spec(
     properties = _properties(item)
     platform = str(properties.get("platform", "")).lower()
     unit = platform[-1:].upper() if re.fullmatch(r"sentinel-2[a-d]", platform) else ""
-    bands = nominal_bands([chip.name for chip in chips], "sentinel2b" if unit == "B" else "sentinel2a")
+    bands = nominal_bands([chip.name for chip in chips], unit_sensor(unit))
     time = _time(path, properties)
     level = "L1C" if "l1c" in str(item.get("collection", item.get("id", ""))).lower() else "L2A"
     attrs: dict[str, Any] = {
         "band_names": {str(band.number): band.name for band in bands},
-        "wavelength_source": f"nominal, of sentinel2{'b' if unit == 'B' else 'a'}",
+        "wavelength_source": f"nominal, of {unit_sensor(unit)}",
         "license": LICENCE,
         "attribution": credit(time),
         **item_attrs(properties),

@@ -26,7 +26,7 @@ class ResampleBands(Stage):
     Only good bands count, and one detector's where two overlap. A target that they do not cover is an error, or NaN.
 
     Attributes:
-        to: a sensor known by name (`sentinel2a`, `sentinel2b`).
+        to: a sensor known by name (`sentinel2a`, `sentinel2b`, `sentinel2c`).
         wavelengths: or centres of Gaussian responses, nm.
         fwhm: their widths at half maximum, nm; one number for all, or one each.
         srf: or a table of measured responses: wavelength column (nm), then one column a band.

@@ -12,6 +12,7 @@ from cubeloom import open_scene
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline.readers.sentinel2_bands import NAMES, NATIVE, band_numbers
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
+from cubeloom.pipeline.srf import SENSORS
 
 EUROSAT = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A"]
 
@@ -51,6 +52,25 @@ def test_a_folder_opens_by_native_resolution(folder, grid):
         np.testing.assert_allclose(scene["reflectance"][at].values, expected, atol=1e-7)
     assert (scene.attrs["sensor"], scene.attrs["processing_level"]) == ("Sentinel-2B", "L2A")
     assert str(scene["time"].values).startswith("2020-02-23T03:27:39")
+
+
+@pytest.mark.parametrize(
+    ("unit", "sensor"), [(unit, f"sentinel2{unit.lower()}") for unit in "ABC"] + [("D", "sentinel2c")]
+)
+def test_bands_are_those_of_the_unit(folder, unit, sensor):
+    """The unit is in the product's name, which datasets keep for the folder; unit D's responses are not published."""
+    named = folder.rename(folder.parent / f"S2{unit}_MSIL2A_20260601T101031_N0511_R022_T33UUP_20260601T150000")
+    for grid in ("10m", "20m", "60m"):
+        scene = open_scene(named, grid=grid, offset="0")
+        known = {response.name: response for response in SENSORS[sensor]}
+        for number, wavelength, fwhm in zip(
+            *(scene[name].values for name in ("band", "wavelength", "fwhm")), strict=True
+        ):
+            name = f"B{NAMES[number - 1][1:].lstrip('0')}"
+            if name != "B10":
+                assert (wavelength, fwhm) == (known[name].wavelength, known[name].fwhm)
+        assert scene.attrs["sensor"] == f"Sentinel-2{unit}"
+        assert sensor in scene.attrs["wavelength_source"]
 
 
 def test_the_offset_must_be_told_and_the_pixels_say_which(folder, tmp_path):
