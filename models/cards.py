@@ -16,7 +16,7 @@ SUFFIX = ".card.json"
 CARD_LIMIT = 16 * 2**20
 """Bytes of a card; one has some kB."""
 
-Task = Literal["denoise", "segment", "classify", "multilabel", "regress", "embed"]
+Task = Literal["denoise", "segment", "classify", "multilabel", "regress", "embed", "superres"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -79,7 +79,7 @@ class Card(BaseModel):
         sha256: hex digest of the weights' file; empty for a network without weights.
         licence: of the weights, as an SPDX id where there is one.
         task: what the network does to a cube: `segment` gives every pixel a class; `classify` gives the whole tile one,
-            `multilabel` any number of them and `regress` values; `embed` gives it a vector.
+            `multilabel` any number of them and `regress` values; `embed` gives it a vector; `superres` makes the cube finer.
         sensor: sensor it was trained for; None for any.
         wavelengths_nm: shortest and longest band centre it was trained on, nm; None for any.
         variable: cube it takes, such as `reflectance`; None for any.
@@ -88,6 +88,9 @@ class Card(BaseModel):
         bands: how many of them it sees at once (D); None for any number.
         tile: side of the tiles it works on, px.
         halo: px at each side of a tile that are blended with, or left to, the neighbour.
+        reach: px beyond its own that an output depends on; None where that is the whole tile, so that tiles of another
+            side would give another product.
+        scale: how many times finer its answer is than its input.
         multiple: height and width of its input are multiples of this, px.
         input_bands: those it sees, one for each channel; empty for any that are given.
         mean: of each channel in `units`, which is subtracted before the network; empty where nothing is.
@@ -119,6 +122,8 @@ class Card(BaseModel):
     bands: int | None = Field(31, ge=1)
     tile: int = Field(256, ge=1)
     halo: int = Field(16, ge=0)
+    reach: int | None = Field(None, ge=0)
+    scale: int = Field(1, ge=1)
     multiple: int = Field(1, ge=1)
     input_bands: InputBands | None = None
     mean: tuple[FiniteFloat, ...] = ()

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "weights"
 
 _HOMES = {
+    "essaformer_x2": "essaformer",
+    "essaformer_x3": "essaformer",
+    "essaformer_x4": "essaformer",
+    "essaformer_x8": "essaformer",
     "hsdt_s": "hsdt",
     "hsdt_m": "hsdt",
     "hsdt_l": "hsdt",

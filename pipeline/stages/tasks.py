@@ -7,6 +7,7 @@ _ADVICE = {
     "denoise": "the stage denoise runs such networks",
     "segment": "the stage classify runs such networks",
     "embed": "the stage embed runs such networks",
+    "superres": "the stage superres runs such networks",
 }
 _OF_TILES = (
     "such a network answers for a whole tile, not for its pixels: call it from Python with "
