@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
@@ -15,7 +15,9 @@ from cubeloom.errors import InputError
 from .clock import Clock
 from .encoding import Array, Packed
 from .grids import Window, scaled_shape
+from .guided import guides_of
 from .readers.base import Source, values
+from .regrid import RegriddedSource, Shift
 from .scene import QUALITY_FLAGS, Bands, SceneSpec
 
 if TYPE_CHECKING:
@@ -37,12 +39,14 @@ class Block:
         window: the window that the arrays cover, px of `spec.grid`; it includes the halo, cut at the scene's edges.
         core: the part of the window that this block answers for; statistics count its pixels and no others.
         arrays: variables by name, `(band, y, x)`, `(class, y, x)` or `(y, x)`.
+        guides: by name, what the guides that the stage at hand asks for show of the same window, on their own grids.
     """
 
     spec: SceneSpec
     window: Window
     core: Window
     arrays: Mapping[str, Array | Packed] = field(default_factory=dict)
+    guides: Mapping[str, Block] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Array:
         """Values of a variable, decoded."""
@@ -84,6 +88,69 @@ class Block:
         return Block(self.spec, window, self.core, cut)
 
 
+class _GuideBlocks(Mapping[str, Block]):
+    """The guides of a block, each read when it is first looked at."""
+
+    def __init__(self, sources: Mapping[str, RegriddedSource], block: Block) -> None:
+        self.sources, self.block = sources, block
+        self.read: dict[str, Block] = {}
+
+    def __getitem__(self, name: str) -> Block:
+        if name not in self.read:
+            spec, block = self.block.spec.guides[name], self.block
+            factor = Fraction(spec.scale) / block.spec.scale
+            self.read[name] = _guide_block(
+                self.sources[name], spec, block.window.scaled(factor), block.core.scaled(factor)
+            )
+        return self.read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def _guide_block(source: RegriddedSource, spec: SceneSpec, window: Window, core: Window) -> Block:
+    return Block(spec, window, core, {name: source.read(name, window) for name in spec.variables})
+
+
+def _guides(
+    source: Source, names: Sequence[str], stages: Sequence[Stage], stats: Sequence[Stats]
+) -> dict[str, RegriddedSource]:
+    """The guides of these names, as they are read after stages that may have found out how far they are off."""
+    shifts: dict[str, Shift] = {}
+    for stage, settled in zip(stages, stats, strict=False):
+        shifts |= stage.shifts(settled)
+    return {name: guides_of(source)[name].shifted(shifts.get(name, (0.0, 0.0))) for name in names}
+
+
+def _with_guides(block: Block, stage: Stage, source: Source, stages: Sequence[Stage], stats: Sequence[Stats]) -> Block:
+    if not stage.guides:
+        return block
+    return replace(block, guides=_GuideBlocks(_guides(source, stage.guides, stages, stats), block))
+
+
+def guide_blocks(
+    source: Source, stages: Sequence[Stage], spec: SceneSpec, stats: Sequence[Stats], core: Window
+) -> list[Block]:
+    """What the guides that are published show of a window, each on its own grid.
+
+    Args:
+        source: where the pixels come from.
+        stages: the steps.
+        spec: the Scene after them.
+        stats: what each step's statistics settled to.
+        core: the window, px of the source's grid.
+    """
+    published = [name for name, guide in spec.guides.items() if guide.group]
+    windows = {name: core.scaled(spec.guides[name].scale) for name in published}
+    return [
+        _guide_block(guide, spec.guides[name], windows[name], windows[name])
+        for name, guide in _guides(source, published, stages, stats).items()
+    ]
+
+
 def plan_chain(spec: SceneSpec, stages: Sequence[Stage]) -> list[SceneSpec]:
     """The Scene before the first stage and after each one; `len(stages) + 1` specs."""
     specs = [spec]
@@ -96,8 +163,14 @@ def plan_stage(stage: Stage, spec: SceneSpec) -> SceneSpec:
     """The Scene that a stage makes of a Scene.
 
     Raises:
-        InputError: the stage cannot take it, or there is no cube left that a stage could work on.
+        InputError: the stage cannot take it, there is no cube left that a stage could work on, or a guide is missing.
     """
+    if missing := [name for name in stage.guides if name not in spec.guides]:
+        raise InputError(
+            f"{spec.scene_id}, {stage.name}: needs the guide {missing[0]!r}, and the scene has "
+            f"{', '.join(spec.guides) or 'none'}; in a workflow put a step `pair: {{name: {missing[0]}, ...}}` before "
+            "it, in Python give the guide after the scene"
+        )
     if not spec.variables[spec.subject].is_cube:
         raise InputError(
             f"{spec.scene_id}, {stage.name}: {spec.subject} is no cube of bands, and on its grid there is no cube that "
@@ -150,7 +223,8 @@ def run_chain(
     done = []
     for step, (stage, after, settled, margin) in enumerate(zip(stages, specs[1:], stats, halos[1:], strict=False)):
         with clock(stage.name):
-            made = stage.apply(_with_prediction(block, stage, step, predictions), settled)
+            seen = _with_guides(block, stage, source, stages[:step], stats[:step])
+            made = stage.apply(_with_prediction(seen, stage, step, predictions), settled)
         if after.group != block.spec.group:
             done.append(block.crop(block.core))
         carried = {name: array for name, array in block.arrays.items() if name in after.variables}
@@ -174,12 +248,15 @@ def read_tile(
     specs: Sequence[SceneSpec],
     stats: Sequence[Stats],
     tile: Window,
+    step: int,
     predictions: Predictions,
     clock: Clock | None = None,
 ) -> Block:
-    """What the stages make of a tile: the input of the stage after them, on its grid."""
-    block = run_chain(source, stages, specs, stats, tile.coarsened(specs[-1].scale), 0, predictions, clock)[-1]
-    return replace(block.crop(tile), core=tile)
+    """A tile of the lattice of stage `step`, on its input grid, as the stages before make it."""
+    before = stages[:step], specs[: step + 1], stats[:step]
+    block = run_chain(source, *before, tile.coarsened(specs[step].scale), 0, predictions, clock)[-1]
+    block = replace(block.crop(tile), core=tile)
+    return _with_guides(block, stages[step], source, stages[:step], stats[:step])
 
 
 def measure_block(
@@ -199,4 +276,5 @@ def measure_block(
     halo = stage.halo(specs[step])
     block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions, clock)[-1]
     with clock(stage.name):
+        block = _with_guides(block, stage, source, stages[:step], stats[:step])
         return stage.measure(block, stats[step], number)

@@ -24,15 +24,16 @@ from dask.delayed import delayed
 from cubeloom.errors import ConfigError, RetryableError, Stopped, StoreError
 
 from . import store
-from .blocks import Block, run_chain
+from .blocks import Block, guide_blocks, run_chain
 from .chunks import Written, write_block, write_overviews
 from .clock import Clock, Seconds
 from .encoding import Array, Encoding, Packed
 from .executor import Executor, Pending, open_executor
 from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
+from .guided import guides_of, with_guides
 from .journal import Journal, MemoryJournal, Progress
 from .memory import DEFAULT_MEMORY, READ_AHEAD
-from .passes import Making, Noted, Settled, drop_scratch, settle
+from .passes import Making, Noted, Settled, drop_scratch, facts, settle
 from .plan import Plan, make_plan
 from .readers.base import Source
 from .readers.store import StoreSource
@@ -65,7 +66,7 @@ def execute(
         noted: hears of every finished block, part of the statistics and group of tiles.
 
     Returns:
-        The commit record's own entries: identity, history and counts.
+        The commit record's own entries: identity, steps, counts, and what the steps found out.
 
     Raises:
         Stopped: the executor was stopped; what was under way is in the journal.
@@ -85,18 +86,21 @@ def _execute(making: Making) -> dict[str, Any]:
     source = plan.source
     if plan.measured:
         _keep(making, "ingest", _ingest(source, plan.measured, staged, executor, work.ingest))
-        source = StoreSource(staged, "", source.spec)
+        source = with_guides(StoreSource(staged, "", source.spec), guides_of(source))
+    settled = settle(making, source, tiles=bool(work.steps))
     if work.steps:
-        common = plan, source, settle(making, source), staged
+        common = plan, source, settled, staged
         _keep(making, "steps", executor.completed(_block_task, work.steps, common=common))
     drop_scratch(staged)
-    record = {
+    record: dict[str, Any] = {
         "identity": None if plan.content == UNHASHED else plan.identity,
         "scene_id": source.spec.scene_id,
         "source": plan.content,
         "stages": [stage.fingerprint() for stage in plan.stages],
         "clipped": dict(journal.clipped()),
     }
+    if found := facts(plan, settled):
+        record["facts"] = found
     making.progress("verify", 0, 1)
     store.seal(staged, plan.groups, journal.chunks(), record, executor.map)
     making.progress("verify", 1, 1)
@@ -235,6 +239,8 @@ def _block_task(plan: Plan, source: Source, settled: Settled, staged: Path, core
     clock = Clock()
     written = Written({}, 0, {}, clock.seconds)
     made = run_chain(source, plan.stages, plan.specs, settled.stats, core, 0, settled.predictions, clock)
+    with clock("read"):
+        made += guide_blocks(source, plan.stages, plan.specs[-1], settled.stats, core)
     blocks = {block.spec.group: block for block in made}
     for spec in plan.derived:
         block = replace(blocks[spec.group], spec=spec)

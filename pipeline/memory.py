@@ -1,7 +1,7 @@
 """How large the blocks of a run may be, and the memory that it will need: projected before anything is read."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,7 +11,9 @@ from cubeloom.errors import ConfigError
 
 from .blocks import halos_before
 from .grids import CHUNK, STATISTICS_BLOCK, Shape, scaled_shape, tile
+from .guided import guides_of
 from .readers.base import Source
+from .regrid import RegriddedSource
 from .scene import SceneSpec
 from .stages.base import Stage
 from .tiles import Lattice
@@ -23,6 +25,8 @@ NETWORK_BYTES = 250 * 2**20
 """What the process holds beside that once a network runs: PyTorch and SciPy."""
 
 DEFAULT_MEMORY = 4 * 2**30
+
+Guides = Mapping[str, RegriddedSource]
 
 LARGEST_BLOCK = 512
 """Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
@@ -84,7 +88,8 @@ def fit(
         ConfigError: even the smallest block, or one tile of a network, exceeds the budget; shows the arithmetic.
     """
     spec = source.spec
-    tiles = [_tile_bytes(stages, specs, step) for step in range(len(stages))]
+    guides = guides_of(source)
+    tiles = [_tile_bytes(stages, specs, guides, step) for step in range(len(stages))]
     base = BASE_BYTES + (NETWORK_BYTES if any(tiles) else 0)
     shape = _shared(spec.shape, workers)
     workers = workers if together else 1
@@ -92,23 +97,25 @@ def fit(
     floor = max(_ingest_bytes(spec, ingest), base + tile_workers * max(tiles, default=0))
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
-        floor = max(floor, base + workers * _block_bytes(stages, specs, statistics, spec.shape))
+        floor = max(floor, base + workers * _block_bytes(stages, specs, guides, statistics, spec.shape))
     while True:
-        steps = workers * _block_bytes(stages, specs, shape, spec.shape) if stages else 0
+        steps = workers * _block_bytes(stages, specs, guides, shape, spec.shape) if stages else 0
         projected = max(floor, base + steps)
         if projected <= memory:
             return Fit(shape, tile_workers, projected)
         if shape == (CHUNK, CHUNK) or not stages:
-            hint = _smaller_tiles(stages, specs, tiles, memory - base)
+            hint = _smaller_tiles(stages, specs, guides, tiles, memory - base)
             raise ConfigError(_too_much(spec, base, projected, memory, workers, max(tiles, default=0), hint))
         shape = _halved(shape)
 
 
-def _smaller_tiles(stages: Sequence[Stage], specs: Sequence[SceneSpec], tiles: Sequence[int], budget: int) -> str:
+def _smaller_tiles(
+    stages: Sequence[Stage], specs: Sequence[SceneSpec], guides: Guides, tiles: Sequence[int], budget: int
+) -> str:
     """What to do about a network's tiles that take more than the budget: the largest that would fit, where one does."""
     for step, stage in enumerate(stages):
         for smaller in stage.smaller(specs[step]) if tiles[step] > budget else ():
-            if _tile_bytes([*stages[:step], smaller], specs, step) <= budget:
+            if _tile_bytes([*stages[:step], smaller], specs, guides, step) <= budget:
                 return f"set tile: {smaller.model_dump()['tile']} of {smaller.name}, which fits"
     return "take a smaller network"
 
@@ -127,7 +134,7 @@ def _too_much(spec: SceneSpec, base: int, projected: int, memory: int, workers: 
     )
 
 
-def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) -> int:
+def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], guides: Guides, step: int) -> int:
     """Bytes that one group of tiles of a step takes: its way through the steps before, then the network; 0 without."""
     spec = specs[step]
     tiling = stages[step].tiling(spec)
@@ -135,8 +142,9 @@ def _tile_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], step: int) 
         return 0
     rows, cols = Lattice.of(spec.shape, tiling).shape
     shape = (math.ceil(rows / Fraction(spec.scale)) + 1, math.ceil(cols / Fraction(spec.scale)) + 1)
-    read = _block_bytes(stages[:step], specs[: step + 1], shape, specs[0].shape)
-    held = tiling.at_once * _array_bytes(spec, shape, specs[0].shape, 0)
+    read = _block_bytes(stages[:step], specs[: step + 1], guides, shape, specs[0].shape)
+    shown = _guide_bytes(stages[step].guides, guides, _pixels(specs[0], shape, specs[0].shape, 0))
+    held = tiling.at_once * (_array_bytes(spec, shape, specs[0].shape, 0) + shown)
     return held + max(read, stages[step].tile_bytes(spec))
 
 
@@ -160,10 +168,14 @@ def _whole_squares(shape: Shape, edge: int) -> Shape:
     return rows, cols
 
 
-def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Shape, scene: Shape) -> int:
+def _block_bytes(
+    stages: Sequence[Stage], specs: Sequence[SceneSpec], guides: Guides, block: Shape, scene: Shape
+) -> int:
     """Bytes one block task holds at its peak: at some step, the arrays before and after it, and its work space."""
     halos = halos_before(specs, stages)
-    peak = _array_bytes(specs[0], block, scene, halos[0])
+    published = [name for name, guide in specs[-1].guides.items() if guide.group]
+    last = _array_bytes(specs[-1], block, scene, 0) + _guide_bytes(published, guides, math.prod(block))
+    peak = max(_array_bytes(specs[0], block, scene, halos[0]), last)
     for stage, before, after, halo in zip(stages, specs[:-1], specs[1:], halos[:-1], strict=True):
         held = _array_bytes(before, block, scene, halo)
         cube = 4 * len(before.bands) * _pixels(before, block, scene, halo)
@@ -174,8 +186,18 @@ def _block_bytes(stages: Sequence[Stage], specs: Sequence[SceneSpec], block: Sha
         tiling = stage.tiling(before)
         cells = _pixels(before, block, scene, halo) / tiling.stride**2 if tiling else 0
         images = int(2 * 4 * tiling.channels * cells) if tiling else 0  # the blend, and one part of it
-        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube) + images)
+        shown = _guide_bytes(stage.guides, guides, float(_pixels(before, block, scene, halo) / before.scale**2))
+        peak = max(peak, held + max(made, 0) + int(stage.work_cubes * cube) + images + shown)
     return peak
+
+
+def _guide_bytes(names: Sequence[str], guides: Guides, pixels: float) -> int:
+    """Bytes that guides take over a window of so many px of the native grid, and while they are read."""
+    total = 0
+    for guide in (guides[name] for name in names):
+        fine = math.ceil(pixels * guide.scale**2)
+        total += sum(_variable_bytes(guide.spec, name, fine) for name in guide.spec.variables) + guide.work_bytes(fine)
+    return total
 
 
 def _pixels(spec: SceneSpec, block: Shape, scene: Shape, halo: int) -> int:

@@ -23,7 +23,7 @@ from .grids import STATISTICS_BLOCK, Window, tile
 from .journal import Journal, Progress, TileRecord
 from .plan import Plan
 from .readers.base import Source
-from .stages.base import NO_STATS, Stats, add_stats
+from .stages.base import NO_STATS, Fact, Stats, add_stats
 from .tiles import Lattice, blend
 
 Noted = Callable[[str, Window, Seconds, int], None]
@@ -67,8 +67,11 @@ class Making:
     noted: Noted
 
 
-def settle(making: Making, source: Source) -> Settled:
-    """Take the statistics of every step, and compute the tiles of those with a network, each after all before it."""
+def settle(making: Making, source: Source, *, tiles: bool = True) -> Settled:
+    """Take the statistics of every step, and compute the tiles of those with a network, each after all before it.
+
+    Without `tiles` no network is run: all blocks that it is for stand already.
+    """
     plan = making.plan
     scratch = Scratch(making.staged / SCRATCH, plan)
     known = Settled([NO_STATS for _ in plan.stages], scratch.read)
@@ -76,9 +79,19 @@ def settle(making: Making, source: Source) -> Settled:
         for number in range(stage.passes):
             total = _total(making, source, known, (step, number))
             known.stats[step] = stage.settle(total, known.stats[step], number, plan.specs[step])
-        if step in scratch.lattices:
+        if tiles and step in scratch.lattices:
             _compute_tiles(making, source, known, scratch, step)
     return known
+
+
+def facts(plan: Plan, known: Settled) -> dict[str, dict[str, Fact]]:
+    """What the steps found out of the whole scene, by their names; of two of one name the second is `name-2`."""
+    found: dict[str, dict[str, Fact]] = {}
+    for stage, spec, settled in zip(plan.stages, plan.specs, known.stats, strict=False):
+        if told := stage.facts(settled, spec):
+            count = sum(name.partition("-")[0] == stage.name for name in found)
+            found[f"{stage.name}-{count + 1}" if count else stage.name] = dict(told)
+    return found
 
 
 def _total(making: Making, source: Source, known: Settled, at: tuple[int, int]) -> Stats:
@@ -155,9 +168,9 @@ def _tile_task(
     """One group of tiles through the steps before and the network, onto the disk; again, it leaves the same files."""
     group, threads = task
     clock = Clock()
-    before = plan.stages[:step], plan.specs[: step + 1], known.stats[:step]
+    chain = plan.stages, plan.specs, known.stats
     windows = [scratch.lattices[step].window(number) for number in group]
-    blocks = [read_tile(source, *before, window, known.predictions, clock) for window in windows]
+    blocks = [read_tile(source, *chain, window, step, known.predictions, clock) for window in windows]
     with clock(plan.stages[step].name):
         made = plan.stages[step].infer(blocks, known.stats[step], threads)
     del blocks

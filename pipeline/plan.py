@@ -152,7 +152,7 @@ def _divide(spec: SceneSpec, groups: Sequence[SceneSpec]) -> tuple[SceneSpec | N
 
 
 def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tuple[SceneSpec, ...]:
-    """The last spec of every group, with the variables that are to be kept."""
+    """The last spec of every group, with the variables that are to be kept, and the guides to publish."""
     finals = {spec.group: spec for spec in specs}
     made = {name for spec in finals.values() for name in spec.variables}
     if publish is not None and (unknown := sorted(set(publish) - made)):
@@ -163,7 +163,10 @@ def _published(specs: Sequence[SceneSpec], publish: Sequence[str] | None) -> tup
         if kept:
             subject = spec.subject if spec.subject in kept else spec.measurement
             groups.append(replace(spec, variables=kept, subject=subject))
-    return tuple(groups)
+    guides = [guide for guide in specs[-1].guides.values() if guide.group]
+    if taken := [guide.group for guide in guides if guide.group in finals]:
+        raise ConfigError(f"{specs[0].scene_id}: a step makes a group {taken[0]!r}; give the guide another name")
+    return (*groups, *guides)
 
 
 def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:

@@ -41,7 +41,7 @@ QUALITY_FLAGS: dict[str, int] = {
 }
 """Bits of the `quality` layer, one meaning each, the same for every sensor."""
 
-MEASUREMENTS = {"reflectance": "1", "radiance": "W m-2 sr-1 nm-1", "sigma0": "1"}
+MEASUREMENTS = {"reflectance": "1", "radiance": "W m-2 sr-1 nm-1", "sigma0": "1", "gamma0": "1"}
 """Names and units of the cubes that readers deliver; everything else is derived."""
 
 FloatArray = npt.NDArray[np.float64]
@@ -120,7 +120,7 @@ class Variable:
 UNCERTAINTY = "uncertainty"
 """Name of the cube that says how far the subject may be off: its standard deviation."""
 
-_FLOAT_CUBES = ("sigma0", UNCERTAINTY, "texture")
+_FLOAT_CUBES = ("sigma0", "gamma0", "despeckled", UNCERTAINTY, "texture")
 """Cubes whose range does not suit the packing of reflectance, whatever their units."""
 
 

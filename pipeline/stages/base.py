@@ -14,10 +14,12 @@ from cubeloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.blocks import Block
+    from cubeloom.pipeline.regrid import Shift
     from cubeloom.pipeline.scene import SceneSpec
     from cubeloom.pipeline.tiles import Inferred, Tiling
 
 Stats = Mapping[str, npt.NDArray[Any]]
+Fact = float | int | str
 NO_STATS: Stats = {}
 
 
@@ -30,6 +32,8 @@ class Stage(BaseModel):
 
     One that runs a network says in which `tiling`, and `infer` computes a group of its tiles, each tile once. `apply`
     then finds the blended images under `cubeloom.pipeline.blocks.PREDICTION` in its block.
+
+    One that looks at scenes of other sensors names them in `guides`, and finds each in its blocks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +53,15 @@ class Stage(BaseModel):
     def skipped(self) -> str:
         """Why the step does nothing with these parameters; empty where it does something."""
         return ""
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """Names of the guides that the stage needs.
+
+        `plan` finds their description in `spec.guides`; `measure`, `infer` and `apply` their pixels in `Block.guides`.
+        A guide is read when it is first looked at.
+        """
+        return ()
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene that `apply` makes of a Scene `spec`.
@@ -101,6 +114,14 @@ class Stage(BaseModel):
         A stage whose `plan` gives a grid `scale` times finer returns arrays of that many more pixels.
         """
         raise NotImplementedError
+
+    def shifts(self, stats: Stats) -> Mapping[str, Shift]:
+        """How far guides lie from the scene, px of its native grid down and right; later steps read them there."""
+        return {}
+
+    def facts(self, stats: Stats, spec: SceneSpec) -> Mapping[str, Fact]:
+        """What the step found out of the whole scene, for record, report and catalog; `stats` is what it settled to."""
+        return {}
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes this step's output what it is: name, version, parameters, and digests of the files it reads."""

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from affine import Affine
-from odc.geo.geobox import GeoBox
 
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.encoding import Array
+from cubeloom.pipeline.regrid import refined
 from cubeloom.pipeline.scene import SceneSpec
 
 from .base import Stage, Stats, register
@@ -69,15 +68,6 @@ class Superres(Stage):
             OUTPUT: refine(block.subject, np.asarray(block.valid, bool), self.scale),
             **{name: _repeat(layer, self.scale) for name, layer in layers.items()},
         }
-
-
-def refined(grid: GeoBox, scale: int) -> GeoBox:
-    """The grid with pixels `scale` times smaller and the same corner; pixel numbers where there is no CRS."""
-    shape = (grid.shape[0] * scale, grid.shape[1] * scale)
-    if grid.crs is None:
-        return GeoBox(shape, Affine.identity(), None)
-    a, b, c, d, e, f = tuple(grid.affine)[:6]
-    return GeoBox(shape, Affine(a / scale, b / scale, c, d / scale, e / scale, f), grid.crs)
 
 
 def refine(cube: Array, valid: npt.NDArray[np.bool_], scale: int) -> FloatImage:

@@ -7,8 +7,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from cubeloom.pipeline.lift import lift
+from cubeloom.pipeline.regrid import refined
 from cubeloom.pipeline.scene import spec_of, validate_scene
-from cubeloom.pipeline.stages.superres import Superres, refine, refined
+from cubeloom.pipeline.stages.superres import Superres, refine
 
 SCALES = [2, 3, 4]
 
