@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.engine import write_scene as write_scene
     from cubeloom.pipeline.functions import classify as classify
     from cubeloom.pipeline.functions import denoise as denoise
+    from cubeloom.pipeline.functions import despeckle as despeckle
     from cubeloom.pipeline.functions import destripe as destripe
     from cubeloom.pipeline.functions import embed as embed
     from cubeloom.pipeline.functions import indices as indices
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import select_bands as select_bands
     from cubeloom.pipeline.functions import superres as superres
     from cubeloom.pipeline.functions import texture as texture
+    from cubeloom.pipeline.functions import to_db as to_db
     from cubeloom.pipeline.readers import open_scene as open_scene
     from cubeloom.pipeline.readers.sentinel2_grids import open_grids as open_grids
     from cubeloom.pipeline.scene import validate_scene as validate_scene
@@ -37,6 +39,8 @@ _HOMES = {
     "denoise": "cubeloom.pipeline.functions",
     "superres": "cubeloom.pipeline.functions",
     "texture": "cubeloom.pipeline.functions",
+    "despeckle": "cubeloom.pipeline.functions",
+    "to_db": "cubeloom.pipeline.functions",
     "classify": "cubeloom.pipeline.functions",
     "embed": "cubeloom.pipeline.functions",
     "indices": "cubeloom.pipeline.functions",

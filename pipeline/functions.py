@@ -84,3 +84,13 @@ def indices(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     Parameters: see `Indices`.
     """
     return _lifted("indices", scene, parameters)
+
+
+def despeckle(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Reduce the speckle of radar backscatter: adds `despeckled(band, y, x)`. Parameters: see `Despeckle`."""
+    return _lifted("despeckle", scene, parameters)
+
+
+def to_db(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Bring radar backscatter to decibels: adds `<subject>_db(band, y, x)`. Parameters: see `ToDb`."""
+    return _lifted("to_db", scene, parameters)

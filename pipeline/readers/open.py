@@ -13,7 +13,17 @@ from cubeloom.errors import ConfigError, InputError
 from .base import Source, to_scene
 from .store import open_remote_source
 
-READERS = ("eopf", "store", "sentinel2", "enmap", "sentinel2_chips", "sentinel2_cogs", "raster")
+READERS = (
+    "eopf",
+    "store",
+    "sentinel2",
+    "sentinel1",
+    "enmap",
+    "sentinel2_chips",
+    "sentinel2_cogs",
+    "sentinel1_chips",
+    "raster",
+)
 """Modules that are asked in turn; each has `recognises(path)` and `open_source(path, *, <its options>)`."""
 
 
@@ -22,11 +32,13 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 
     Args:
         path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), a Sentinel-2 product (SAFE folder
-            or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, an ENVI file or GeoTIFF whose band tags
-            hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
-            (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`).
+            or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, a Sentinel-1 GRD product (SAFE
+            folder or ZIP) or backscatter as GeoTIFF, an ENVI file or GeoTIFF whose band tags hold wavelengths, a Zarr
+            store that Cubeloom published, or the URL of one that it pushed (`s3://bucket/…/x.zarr`,
+            `icechunk+…://…#…`).
         **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` and `bands="common"` for
-            Sentinel-2; `offset=` for its chips without metadata; `group=` for a store with several grids; `scale=` and
+            Sentinel-2; `offset=` for its chips without metadata; `calibration=`, `grid=` and `crs=` for Sentinel-1;
+            `units=` for backscatter that does not state them; `group=` for a store with several grids; `scale=` and
             `measurement=` for a raster that does not state its units.
 
     Returns:

@@ -3,29 +3,35 @@
 from .base import NO_STATS, Stage, Stats, add_stats, explain, register, stage_class, stage_names
 from .classify import Classify
 from .denoise import Denoise
+from .despeckle import Despeckle
 from .destripe import Destripe
 from .embed import Embed
 from .indices import Indices
 from .mask import Mask
+from .pair import Pair
 from .resample_bands import ResampleBands
 from .select_bands import SelectBands
 from .superres import Superres
 from .texture import Texture
+from .to_db import ToDb
 
 __all__ = [
     "NO_STATS",
     "Classify",
     "Denoise",
+    "Despeckle",
     "Destripe",
     "Embed",
     "Indices",
     "Mask",
+    "Pair",
     "ResampleBands",
     "SelectBands",
     "Stage",
     "Stats",
     "Superres",
     "Texture",
+    "ToDb",
     "add_stats",
     "explain",
     "register",
