@@ -9,6 +9,7 @@ from .denoiser_recipe import DenoiserRecipe
 from .freenet_recipe import FreenetRecipe
 from .pretrain_recipe import PretrainRecipe
 from .recipe import ClassifierRecipe, load_recipe
+from .superres_recipe import SuperresRecipe
 from .tune_recipe import TuneRecipe
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "DenoiserRecipe",
     "FreenetRecipe",
     "PretrainRecipe",
+    "SuperresRecipe",
     "TrainingReport",
     "TuneRecipe",
     "load_recipe",
@@ -54,6 +56,10 @@ def train(recipe: Path, out: Path, say: Callable[[str], None] = lambda _: None) 
         from .pretrain import pretrain
 
         return pretrain(loaded, out, say)
+    if isinstance(loaded, SuperresRecipe):
+        from .superres import train_superres
+
+        return train_superres(loaded, out, say)
     from .denoiser import train_denoiser
 
     return train_denoiser(loaded, out, say)

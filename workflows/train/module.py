@@ -50,7 +50,7 @@ class DenoiserModule(LoopModule):
         self.loss = LOSSES[recipe.loss]
         if recipe.init == "xavier" and recipe.weights is None:
             xavier(network)
-        self.average = _average(network, recipe.ema) if recipe.ema else None
+        self.average = moving_average(network, recipe.ema) if recipe.ema else None
 
     @property
     def trained(self) -> Network:
@@ -81,7 +81,7 @@ class DenoiserModule(LoopModule):
         return self.network.parameters()
 
 
-def _average(network: nn.Module, decay: float) -> AveragedModel:
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """A moving average that follows quickly at first: its decay is (1 + n) / (10 + n) until that reaches `decay`."""
 
     @torch.no_grad()

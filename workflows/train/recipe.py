@@ -14,6 +14,7 @@ from .denoiser_recipe import DenoiserRecipe
 from .freenet_recipe import FreenetRecipe
 from .labels_recipe import ClassTable, LabelledScene, Split
 from .pretrain_recipe import PretrainRecipe
+from .superres_recipe import SuperresRecipe
 from .tune_recipe import TuneRecipe
 
 
@@ -77,12 +78,13 @@ class ClassifierRecipe(_Part):
         return self.model_copy(update={"scenes": tuple(scene.beside(folder) for scene in self.scenes)})
 
 
-Recipe = ClassifierRecipe | DenoiserRecipe | FreenetRecipe | PretrainRecipe | TuneRecipe
+Recipe = ClassifierRecipe | DenoiserRecipe | FreenetRecipe | PretrainRecipe | SuperresRecipe | TuneRecipe
 KINDS: dict[str, type[Recipe]] = {
     "classifier": ClassifierRecipe,
     "denoiser": DenoiserRecipe,
     "freenet": FreenetRecipe,
     "pretrain": PretrainRecipe,
+    "superres": SuperresRecipe,
     "tune": TuneRecipe,
 }
 

@@ -1,0 +1,126 @@
+"""Train a network for super-resolution by a recipe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from cubeloom.errors import ConfigError
+from cubeloom.models.cards import Card, problems
+from cubeloom.models.essaformer import Attention
+from cubeloom.models.network import Network
+from cubeloom.models.registry import create_model, model_card
+
+from .keeper import Say, Stop
+from .loop import LoopModule, LoopReport, claim, finished_before, prepare, run_loop
+from .module import LOSSES, moving_average
+from .superres_data import FineCube, Standard, SuperresJudge, SuperresPatches, fine_cubes
+from .superres_recipe import SuperresRecipe
+
+
+class SuperresModule(LoopModule):
+    """A network that learns the fine cube from the coarse one.
+
+    Attributes:
+        average: the moving average of its weights; None where the recipe wants none.
+    """
+
+    def __init__(self, network: Network, recipe: SuperresRecipe) -> None:
+        super().__init__(network, recipe)
+        self.recipe: SuperresRecipe = recipe
+        self.loss = LOSSES[recipe.loss]
+        self.average = moving_average(network, recipe.ema) if recipe.ema else None
+
+    @property
+    def trained(self) -> Network:
+        """What is judged and saved: the average, or the network itself."""
+        return self.network if self.average is None else cast(Network, self.average.module)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 - see `SuperresPatches`
+        """Seed what the network draws; take the running means once they are to be held."""
+        if self.global_step >= self.recipe.hold * self.recipe.steps:
+            for part in self.network.modules():
+                if isinstance(part, Attention):
+                    part.eval()
+        super().on_train_batch_start(batch, batch_idx)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        coarse, fine = batch
+        return self.loss(self.network(coarse), fine)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """Follow the weights after each step of the optimiser."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def learning(self) -> Any:  # noqa: ANN401 - what torch's optimisers take
+        """All of the network; its average only follows."""
+        return self.network.parameters()
+
+
+def train_superres(recipe: SuperresRecipe, out: Path, say: Say = lambda _: None) -> LoopReport:
+    """Train the network of a recipe, or go on where an earlier call stopped.
+
+    Args:
+        recipe: what to train on, and how.
+        out: the `.safetensors` file to write. Its card and the log lie beside it; so does the folder that training
+            goes on from, `<name>.training`, which may be deleted in the end.
+        say: takes lines for a person.
+
+    Raises:
+        ConfigError: another recipe's training lies beside `out`, `out` has another suffix, or the model is for another
+            task.
+        ModelError: no such family, or settings that it does not take.
+        InputError: cubes that cannot be used.
+    """
+    scale = _scale(recipe)
+    paths = claim(recipe, out)
+    if report := finished_before(recipe, paths):
+        return report
+    prepare(recipe)
+    chosen, folder = recipe.validation, paths.folder / "scenes"
+    cubes = fine_cubes(recipe.cubes, recipe.scenes, folder)
+    kept = fine_cubes(chosen.cubes, chosen.scenes, folder)
+    standard = Standard.of(cubes)
+    settings = {**recipe.settings, "bands": len(standard.mean)}
+    card = _card(recipe, out, settings, cubes, standard)
+    module = SuperresModule(create_model(recipe.model, recipe.weights, **settings).train(), recipe)
+    judge = SuperresJudge(kept, standard, recipe, scale)
+    facts = {"cubes": [cube.name for cube in cubes], "validation_bicubic": judge.baseline()}
+    batches = SuperresPatches(cubes, standard, recipe, scale)
+    return run_loop(module, batches, recipe, paths, card, judge=judge, facts=facts, say=say, stop=Stop(recipe.minutes))
+
+
+def _scale(recipe: SuperresRecipe) -> int:
+    card = model_card(recipe.model, **recipe.settings)
+    if card.task != "superres":
+        raise ConfigError(f"model {recipe.model!r} is for the task {card.task}; this recipe trains superres")
+    return card.scale
+
+
+def _card(
+    recipe: SuperresRecipe, out: Path, settings: dict[str, Any], cubes: Sequence[FineCube], standard: Standard
+) -> Card:
+    """The card of the weights to come; an unfit one shows before any training."""
+    family, bands = recipe.model, cubes[0].bands
+    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
+    about = recipe.about.model_dump()
+    if bands is not None and about["wavelengths_nm"] is None:
+        about["wavelengths_nm"] = (bands.wavelengths_nm[0], bands.wavelengths_nm[-1])
+    fields = {
+        **model_card(family, **settings).model_dump(),
+        **about,
+        "name": f"{family}.{tag}" if tag else family,
+        "tag": tag,
+        "input_bands": bands,
+        "mean": tuple(map(float, standard.mean)),
+        "std": tuple(map(float, standard.std)),
+    }
+    try:
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(f"{out}: {problems(error)}") from None

@@ -1,0 +1,105 @@
+"""What a recipe of kind `superres` may say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .denoiser_recipe import About, CubeFile, SimulatedScenes
+from .loop_part import Count, Fraction, LoopPart, weights_beside
+
+Transfer = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SuperresValidation(BaseModel):
+    """What training is judged by: cubes degraded the same way every time.
+
+    Attributes:
+        cubes: files that training does not see.
+        scenes: simulated scenes, of other seeds than those to learn from.
+        mtf: modulation transfer at the coarse grid's Nyquist frequency.
+        every: steps from one validation to the next.
+        px: edge of the middle of each fine cube that is judged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cubes: tuple[CubeFile, ...] = ()
+    scenes: SimulatedScenes | None = None
+    mtf: Transfer = 0.3
+    every: Count = 500
+    px: Annotated[int, Field(ge=16)] = 96
+
+
+class SuperresRecipe(LoopPart):
+    """How to train a network for super-resolution by Wald's protocol; the fields of the loop are those of `LoopPart`.
+
+    A cube is the truth, and the network sees it degraded by the sensor's response in space to a grid as many times
+    coarser as its answer is finer.
+
+    Attributes:
+        model: family, such as `essaformer_x2`.
+        settings: arguments of the family but `bands`, which are those of the cubes.
+        weights: start from these instead of random ones.
+        cubes: to learn from; all of the same bands, by wavelength.
+        scenes: simulated ones, without noise.
+        mtf: range of the modulation transfer at the coarse grid's Nyquist frequency; drawn for each cube.
+        noise: largest standard deviation of white noise that the network sees, in units of each band's; drawn for each
+            patch, and never part of the truth.
+        dihedral: turn and mirror the patches.
+        patch_px: edge of what the network sees.
+        batch: patches a step.
+        loss: between the network's answer and the truth, both standardised.
+        ema: decay of the moving average of the weights, which is what is saved; 0 for none.
+        hold: share of the steps after which the attention takes its running means, where it has such.
+    """
+
+    kind: Literal["superres"]
+    model: str = "essaformer_x2"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    cubes: tuple[CubeFile, ...] = ()
+    scenes: SimulatedScenes | None = None
+    mtf: tuple[Transfer, Transfer] = (0.2, 0.4)
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    dihedral: bool = True
+    patch_px: Annotated[int, Field(ge=4)] = 16
+    batch: Count = 8
+    loss: Literal["mse", "l1", "charbonnier"] = "l1"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    hold: Fraction = 0.75
+    validation: SuperresValidation = SuperresValidation()
+    about: About = About()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        if not self.cubes and not self.scenes:
+            yield "nothing to learn from: give cubes, or scenes to simulate"
+        if "bands" in self.settings:
+            yield "settings.bands: leave it out, the bands are those of the cubes"
+        if self.mtf[0] > self.mtf[1]:
+            yield f"mtf is a range from low to high; found {list(self.mtf)}"
+        if shared := {cube.path for cube in self.cubes} & {cube.path for cube in self.validation.cubes}:
+            yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
+
+    def beside(self, folder: Path) -> "SuperresRecipe":
+        """The recipe with absolute paths, where those it was written with are relative to `folder`."""
+        folder = folder.resolve()
+        moved = [
+            tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
+            for cubes in (self.cubes, self.validation.cubes)
+        ]
+        validation = self.validation.model_copy(update={"cubes": moved[1]})
+        update = {"cubes": moved[0], "validation": validation, "weights": weights_beside(self.weights, folder)}
+        return self.model_copy(update=update)
+
+    def described(self) -> dict[str, Any]:
+        """What the recipe says, for a card: files by their names alone, wherever they lie."""
+        return {**super().described(), "weights": self.weights and Path(self.weights).name}
