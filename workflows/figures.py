@@ -93,8 +93,19 @@ def noise_uri(noise: Noise) -> str:
         return _svg(figure)
 
 
+def is_sparse(bands: BandAxis) -> bool:
+    """Whether the shown bands stand apart, as a multispectral instrument's do: then each is a point of its own."""
+    shown = bands.wavelength[bands.good & bands.preferred]
+    return shown.size > 1 and float(np.median(np.diff(shown))) > WIDE
+
+
 def gaps(bands: BandAxis) -> list[tuple[float, float]]:
-    """Stretches, nm, between neighbouring shown bands with a bad band, or more than `WIDE` nm, between them."""
+    """Stretches, nm, between neighbouring shown bands with a bad band, or more than `WIDE` nm, between them.
+
+    None between bands that stand apart by nature.
+    """
+    if is_sparse(bands):
+        return []
     kept = np.flatnonzero(bands.good & bands.preferred)
     bad = np.cumsum(~bands.good & bands.preferred)
     edges = bands.wavelength[kept]
@@ -114,12 +125,13 @@ def line(bands: BandAxis, values: FloatArray) -> tuple[npt.NDArray[np.float64], 
 def _draw(axes: "Axes", bands: BandAxis, before: FloatArray, after: FloatArray | None) -> None:
     for start, stop in gaps(bands):
         axes.axvspan(start, stop, color=GAP, lw=0)
+    mark: Any = {"marker": "o", "markersize": 3.2} if is_sparse(bands) else {}
     if after is None:
-        axes.plot(*line(bands, before), color=AFTER, lw=1.1)
+        axes.plot(*line(bands, before), color=AFTER, lw=1.1, **mark)
     else:
-        axes.plot(*line(bands, before), color=BEFORE, lw=0.9)
-        axes.plot(*line(bands, after), color=AFTER, lw=1.1)
-    axes.margins(x=0.01)
+        axes.plot(*line(bands, before), color=BEFORE, lw=0.9, **mark)
+        axes.plot(*line(bands, after), color=AFTER, lw=1.1, **mark)
+    axes.margins(x=0.03 if mark else 0.01)
 
 
 def _svg(figure: "Figure") -> str:

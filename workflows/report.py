@@ -8,7 +8,7 @@ from typing import Any
 
 from cubeloom.errors import ConfigError
 
-from .figures import noise_uri, picture_uri, spectra_uri
+from .figures import gaps, noise_uri, picture_uri, spectra_uri
 from .samples import ClassShare, Noise, Spectra
 
 STATES = {
@@ -176,6 +176,7 @@ def _card(number: int, scene: SceneSummary, detailed: bool, out: Path) -> dict[s
         "pictures": [{"caption": _caption(name), "uri": picture_uri(path, side)} for name, path in shown],
         "map": picture_uri(scene.pictures["classes"], side) if "classes" in scene.pictures else "",
         "spectra": spectra_uri(scene.spectra) if scene.spectra and scene.spectra.samples and detailed else "",
+        "has_gaps": bool(scene.spectra and gaps(scene.spectra.bands)),
         "noise": noise_uri(scene.noise) if scene.noise and detailed else "",
         "href": Path(relpath(scene.item, out.parent)).as_posix() if scene.item else "",
     }

@@ -8,12 +8,15 @@ import numpy.typing as npt
 import xarray as xr
 
 from cubeloom.pipeline.quicklook import can_show, channels, class_legend, hex_colour
+from cubeloom.pipeline.scene import QUALITY_FLAGS
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
 
 _SURFACE_BANDS = (480.0, 560.0, 660.0, 850.0, 1650.0)
 """Blue, green, red, near and shortwave infrared, nm."""
+EDGE = 3
+"""Pixels that a sample stays away from clouds, and looks round itself for the edge of its surface."""
 _TYPICAL = 0.98
 """Rank of the pixel that stands for a surface: strong, but not the outlier that tops the list."""
 
@@ -124,24 +127,60 @@ def _telling_pixels(scene: xr.Dataset, n: int) -> list[tuple[str, int, int]]:
         valid &= np.asarray(scene["valid"].values, bool)
     if not valid.any():
         return []
-    surfaces = _surfaces(pixels) if len(wanted) > 1 else iter(())
+    valid = _inside(np.asarray(valid))
+    snow = (scene["quality"].values & QUALITY_FLAGS["snow"]) > 0 if "quality" in scene else None
+    surfaces = _surfaces(pixels, snow) if len(wanted) > 1 else iter(())
+    roughness = _roughness(pixels)
     found: list[tuple[str, int, int]] = []
     for label, score, where in (*surfaces, *_by_brightness(pixels)):
         if len(found) == n:
             break
         for _, row, col in found:
             where[row, col] = False
-        spot = _typical(score, where & valid)
+        spot = _typical(score, _heart(where & valid, roughness))
         if spot is not None:
             found.append((label, *spot))
     return found
 
 
-def _surfaces(pixels: FloatArray) -> Iterator[tuple[str, FloatArray, BoolArray]]:
+def _inside(valid: BoolArray) -> BoolArray:
+    """Valid pixels away from what is masked, since clouds and their shadows have soft edges; all where few are left."""
+    inside = _eroded(valid, 1)
+    return inside if inside.sum() >= 0.05 * valid.sum() else valid
+
+
+def _roughness(pixels: FloatArray) -> FloatArray:
+    """How far a pixel `(y, x)` lies from the mean of those round it, in brightness, the largest of its neighbourhood.
+
+    Near an edge, bands of coarser pixels show the other side as well.
+    """
+    from scipy.ndimage import maximum_filter, uniform_filter
+
+    brightness = np.nan_to_num(pixels.mean(axis=0))
+    side = 2 * EDGE + 1
+    return np.asarray(maximum_filter(np.abs(brightness - uniform_filter(brightness, side)), side))
+
+
+def _heart(where: BoolArray, roughness: FloatArray) -> BoolArray:
+    """Of the marked pixels those whose neighbours are marked too, where there are any; of these the smoother half."""
+    heart = _eroded(where, 0)
+    heart = heart if heart.any() else where
+    return heart & (roughness <= np.median(roughness[heart])) if heart.any() else heart
+
+
+def _eroded(marked: BoolArray, beyond: int) -> BoolArray:
+    """Marked pixels that are `EDGE` px from any other; `beyond` the border is marked (1) or not (0)."""
+    from scipy.ndimage import binary_erosion
+
+    return np.asarray(binary_erosion(marked, iterations=EDGE, border_value=beyond))
+
+
+def _surfaces(pixels: FloatArray, snow: BoolArray | None) -> Iterator[tuple[str, FloatArray, BoolArray]]:
     """Surface, its index `(y, x)`, and where the index says that the surface is there.
 
     NDVI (Rouse et al. 1974), MNDWI (Xu 2006, eq. 3), BSI (Rikimaru et al. 2002), NDBI (Zha et al. 2003, eq. 1). MNDWI
-    is high for snow as well (there it is NDSI), which keeps its brightness in the near infrared.
+    is high for snow as well (there it is NDSI), which keeps its brightness in the near infrared; so do thin clouds, and
+    where the provider tells of `snow`, it decides.
     """
     blue, green, red, nir, swir = np.maximum(pixels, 1e-6)  # noise makes dark water negative
     ndvi, mndwi, ndbi = (nir - red) / (nir + red), (green - swir) / (green + swir), (swir - nir) / (swir + nir)
@@ -150,7 +189,8 @@ def _surfaces(pixels: FloatArray) -> Iterator[tuple[str, FloatArray, BoolArray]]
     dry = (mndwi < 0) & (light > 0.25 * np.nanpercentile(light, 90))
     yield "vegetation", ndvi, (ndvi > 0.4) & dry
     yield "water", mndwi, (mndwi > 0.2) & (ndvi < 0.2) & (nir < 0.7 * green)
-    yield "snow", green, (mndwi > 0.4) & (nir >= 0.7 * green) & (ndvi < 0.2)
+    bright = (mndwi > 0.4) & (nir >= 0.7 * green) & (ndvi < 0.2)
+    yield "snow", green, bright if snow is None else bright & snow
     yield "bare soil", bare, (bare > 0.05) & (ndvi < 0.35) & dry
     yield "built-up", ndbi + blue / np.maximum(nir, blue), (ndvi < 0.3) & dry & (blue > 0.5 * red)
 

@@ -152,7 +152,8 @@ def _with_product(known: SceneSummary, item: Path, product: Path, elsewhere: str
 def _title(told: Mapping[str, Any]) -> str:
     """Sensor, level and time in words, from the properties of an item."""
     platform = str(told.get("platform", ""))
-    sensor = KNOWN_SENSORS.get(platform, {}).get("title", platform)
+    mission = str(told.get("constellation") or platform)
+    sensor = str(KNOWN_SENSORS.get(mission, {}).get("title", mission)) + platform.removeprefix(mission).upper()
     time = datetime.fromisoformat(str(told["datetime"])).astimezone(UTC)
     return f"{sensor} {told.get('processing:level', '')}, {time:%-d %B %Y %H:%M} UTC"
 

@@ -11,6 +11,7 @@ import pytest
 
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.quicklook import write_quicklooks
+from cubeloom.pipeline.scene import QUALITY_FLAGS
 from cubeloom.workflows.figures import gaps, line, picture_uri, spectra_uri
 from cubeloom.workflows.report import RunSummary, SceneSummary, amount, duration, render_report
 from cubeloom.workflows.samples import BandAxis, Noise, band_axis, class_shares, sample_spectra
@@ -201,6 +202,8 @@ def test_snow_is_not_taken_for_water(make_scene):
     wavelength = scene.wavelength.values
     snow = np.interp(wavelength, [400, 850, 1050, 1500, 2500], [0.95, 0.85, 0.6, 0.06, 0.1])
     snowy.reflectance.values[:, :20] = snow[:, None, None]
+    assert "snow" not in {sample.label for sample in sample_spectra(snowy).samples}, "thin clouds look like it"
+    snowy.quality.values[:20] |= QUALITY_FLAGS["snow"]
     labels = {sample.label: sample for sample in sample_spectra(snowy).samples}
     assert labels["snow"].row < 20
     assert starts["water"] <= labels["water"].row < starts["water"] + 50
