@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import destripe as destripe
     from cubeloom.pipeline.functions import embed as embed
     from cubeloom.pipeline.functions import indices as indices
+    from cubeloom.pipeline.functions import fuse as fuse
     from cubeloom.pipeline.functions import mask as mask
     from cubeloom.pipeline.functions import resample_bands as resample_bands
     from cubeloom.pipeline.functions import select_bands as select_bands
@@ -39,6 +40,7 @@ _HOMES = {
     "denoise": "cubeloom.pipeline.functions",
     "superres": "cubeloom.pipeline.functions",
     "texture": "cubeloom.pipeline.functions",
+    "fuse": "cubeloom.pipeline.functions",
     "despeckle": "cubeloom.pipeline.functions",
     "to_db": "cubeloom.pipeline.functions",
     "classify": "cubeloom.pipeline.functions",

@@ -15,13 +15,13 @@ from .lift import lift
 from .stages import Stage, explain, stage_class
 
 
-def _lifted(name: str, scene: xr.Dataset, parameters: dict[str, Any]) -> xr.Dataset:
+def _lifted(name: str, scene: xr.Dataset, parameters: dict[str, Any], *guides: xr.Dataset) -> xr.Dataset:
     cls: type[Stage] = stage_class(name)
     try:
         stage = cls.model_validate(parameters)
     except ValidationError as error:
         raise ConfigError(f"{name}: {explain(error, cls)}") from None
-    return lift(stage)(scene)
+    return lift(stage)(scene, *guides)
 
 
 def mask(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
@@ -60,6 +60,14 @@ def superres(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN40
 def texture(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Measure the texture about every pixel: a Scene with `texture(band, y, x)`. Parameters: see `Texture`."""
     return _lifted("texture", scene, parameters)
+
+
+def fuse(scene: xr.Dataset, radar: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Draw optical spectra towards what the texture of a radar scene says of them: adds `fused(band, y, x)`.
+
+    The radar scene is brought onto the scene's grid where it does not lie on it. Parameters: see `Fuse`.
+    """
+    return _lifted("fuse", scene, parameters, radar)
 
 
 def classify(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401

@@ -6,6 +6,7 @@ from .denoise import Denoise
 from .despeckle import Despeckle
 from .destripe import Destripe
 from .embed import Embed
+from .fuse import Fuse
 from .indices import Indices
 from .mask import Mask
 from .pair import Pair
@@ -22,6 +23,7 @@ __all__ = [
     "Despeckle",
     "Destripe",
     "Embed",
+    "Fuse",
     "Indices",
     "Mask",
     "Pair",

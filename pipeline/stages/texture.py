@@ -17,6 +17,9 @@ from .histograms import quantiles, value_histograms
 from .texture_glcm import MAX_LEVELS, MAX_WINDOW, Measure, quantise, texture_images
 
 OUTPUT = "texture"
+LINEAR = ("sigma0", "gamma0", "despeckled")
+"""Cubes of linear backscatter, whose levels would crowd at the dark end."""
+
 FLOOR = 1e-5
 """Backscatter below this, -50 dB, counts as this."""
 
@@ -49,7 +52,7 @@ class Texture(Stage):
         window: edge of the window, px; odd.
         levels: how many grey levels.
         percentiles: of the scene's values, between which the levels lie.
-        decibel: take 10 log10 of the values; by default of `sigma0` alone.
+        decibel: take 10 log10 of the values; by default of linear backscatter alone.
     """
 
     work_cubes: ClassVar[float] = 6.0
@@ -151,7 +154,7 @@ class Texture(Stage):
     def _images(self, block: Block) -> list[npt.NDArray[np.float32]]:
         """The bands to take, in decibel where asked for."""
         subject = self._subject(block.spec)
-        decibel = subject == "sigma0" if self.decibel is None else self.decibel
+        decibel = subject in LINEAR if self.decibel is None else self.decibel
         images = (block[subject][band] for band in self._taken(block.spec))
         return [in_decibel(image) if decibel else image for image in images]
 
