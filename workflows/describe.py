@@ -1,6 +1,7 @@
 """A Scene's description in the words of its STAC item."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ def scene_facts(spec: SceneSpec) -> SceneFacts:
         attribution=str(attrs.get("attribution", "")),
         constellation=constellation,
         instruments=_INSTRUMENTS.get(constellation, ()),
-        properties=_further(attrs),
+        properties=_further(spec),
     )
 
 
+_LIGHT = 299_792_458.0
+"""Speed of light, m/s, which is GHz times nm."""
 _INSTRUMENTS = {"sentinel-1": ("c-sar",), "sentinel-2": ("msi",)}
 _COMMON_NAMES = {
     "sentinel-2": dict(
@@ -59,26 +62,42 @@ def series(sensor: str) -> str:
     return next((name for name in _INSTRUMENTS if low.rstrip("abcd") == name), "")
 
 
-def _further(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of the extensions `eo`, `sat`, `sar` and `grid` that a Scene's attributes tell."""
+def _further(spec: SceneSpec) -> dict[str, Any]:
+    """Properties of the extensions `eo`, `sat`, `sar` and `grid`, and the times, that a Sentinel Scene tells."""
+    attrs, constellation = spec.attrs, series(spec.sensor)
+    if not constellation:
+        return {}
     tile, state = str(attrs.get("mgrs_tile", "")), str(attrs.get("orbit_direction", "")).lower()
-    polarisations = [str(one) for one in attrs.get("polarisations", ())]
-    radar = {
-        "sar:instrument_mode": attrs.get("instrument_mode"),
-        "sar:frequency_band": "C",
-        "sar:polarizations": polarisations,
-        "sar:product_type": attrs.get("product_type"),
-    }
     found = {
         "eo:snow_cover": finite(attrs.get("snow_cover")),
         "sat:orbit_state": state if state in ("ascending", "descending") else None,
-        "sat:relative_orbit": attrs.get("relative_orbit") or None,
-        "sat:absolute_orbit": attrs.get("absolute_orbit") or None,
+        "sat:relative_orbit": _whole(attrs.get("relative_orbit")),
+        "sat:absolute_orbit": _whole(attrs.get("absolute_orbit")),
         "grid:code": f"MGRS-{tile}" if tile else None,
         "cubeloom:warning": attrs.get("offset_warning"),
-        **(radar if polarisations else {}),
+        **(_radar(spec) if constellation == "sentinel-1" else {}),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _radar(spec: SceneSpec) -> dict[str, Any]:
+    """The fields of the extension `sar`, all of which it wants; empty where the mode is not known, as for chips."""
+    called, mode = spec.attrs.get("band_names", {}), spec.attrs.get("instrument_mode")
+    names = [called[key] for key in map(str, spec.bands.number) if key in called]
+    if not (mode and names):
+        return {}
+    return {
+        "sar:instrument_mode": str(mode),
+        "sar:frequency_band": "C",
+        "sar:center_frequency": round(_LIGHT / float(spec.bands.wavelength[0]), 6),
+        "sar:polarizations": names,
+        "sar:product_type": spec.processing_level,
+    }
+
+
+def _whole(value: Any) -> int | None:  # noqa: ANN401 - whatever a provider's metadata hold
+    number = finite(value)
+    return int(number) if number is not None and number >= 1 else None
 
 
 def band_records(spec: SceneSpec) -> tuple[BandRecord, ...]:
@@ -89,12 +108,14 @@ def band_records(spec: SceneSpec) -> tuple[BandRecord, ...]:
     bands, called = spec.bands, spec.attrs.get("band_names", {})
     common = _COMMON_NAMES.get(series(spec.sensor), {})
     several = len(set(bands.detector.tolist())) > 1
+    radar = series(spec.sensor) == "sentinel-1"  # `eo` is of light
     records = []
     for number, detector, wavelength, fwhm in zip(
         bands.number, bands.detector, bands.wavelength, bands.fwhm, strict=True
     ):
         name = called.get(str(number)) or (f"{detector}-{number}" if several else str(number))
-        records.append(BandRecord(name, float(wavelength), float(fwhm), common.get(name, "")))
+        centre, width = (math.nan, math.nan) if radar else (float(wavelength), float(fwhm))
+        records.append(BandRecord(name, centre, width, common.get(name, "")))
     return tuple(records)
 
 

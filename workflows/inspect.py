@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cubeloom.errors import CubeloomError, InputError, StoreError
 from cubeloom.pipeline import store
@@ -22,7 +21,8 @@ from .console import print_table
 if TYPE_CHECKING:
     from cubeloom.catalogs.items import CatalogItem
 
-FloatArray = npt.NDArray[np.floating[Any]]
+_RADAR = 1e6
+"""Wavelength, nm, from which on it is told in centimetres."""
 
 
 def describe_path(path: str | Path, options: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "bands": {
             "count": len(bands),
             "names": list(spec.attrs.get("band_names", {}).values()),
-            "wavelength_nm": _extent(bands.wavelength),
+            "wavelength_nm": [float(bands.wavelength.min()), float(bands.wavelength.max())],
             "detectors": {
                 str(name): int(count)
                 for name, count in zip(*np.unique(bands.detector, return_counts=True), strict=True)
@@ -115,12 +115,6 @@ def _describe(source: Source) -> dict[str, Any]:
         "history": list(spec.history),
         "attributes": dict(spec.attrs),
     }
-
-
-def _extent(wavelength: FloatArray) -> list[float] | None:
-    """The least and the greatest wavelength, nm; None for a radar's bands, which have none."""
-    known = wavelength[np.isfinite(wavelength)]
-    return [float(known.min()), float(known.max())] if known.size else None
 
 
 Rows = list[tuple[str, Any]]
@@ -156,8 +150,9 @@ def _grid_text(scene: Mapping[str, Any]) -> str:
 
 def _band_text(bands: Mapping[str, Any]) -> str:
     detectors = ", ".join(f"{count} {name}" for name, count in bands["detectors"].items() if name)
-    extent = bands["wavelength_nm"]
-    text = f"{bands['count']}" + (f", {extent[0]:.1f} to {extent[1]:.1f} nm" if extent else "")
+    low, high = bands["wavelength_nm"]
+    extent = f"{low:.1f} to {high:.1f} nm" if high < _RADAR else f"{low / 1e7:.2f} cm"
+    text = f"{bands['count']}, {extent}"
     return text + (f": {' '.join(bands['names'])}" if bands["names"] else f" ({detectors})" if detectors else "")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cubeloom.catalogs.scan import SceneRecord, write_scan_catalog
 from cubeloom.errors import CubeloomError, InputError
 
-FAMILIES = ("scan_enmap", "scan_sentinel2")
+FAMILIES = ("scan_enmap", "scan_sentinel2", "scan_sentinel1")
 """Modules that know a family of products; each has `find(folder)`, paths, and `record(path)`, a SceneRecord."""
 
 
@@ -22,7 +22,7 @@ class ScanResult:
 
 
 def scan(directory: Path, out: Path) -> ScanResult:
-    """List every product of EnMAP and Sentinel-2 below a folder in a static STAC catalog under `out`.
+    """List every product of EnMAP, Sentinel-2 and Sentinel-1 below a folder in a static STAC catalog under `out`.
 
     Every file is read once for its checksum. A product that cannot be used is left out and reported; it never stops
     the scan. The catalog of an unchanged folder is the same to the byte.

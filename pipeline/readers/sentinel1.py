@@ -22,6 +22,7 @@ from .sentinel1_safe import ImageFiles
 from .sentinel1_sampling import RESAMPLING, mean_of_blocks, sample, source_window
 from .sentinel1_scene import band_names, radar_bands
 from .sentinel2_safe import SafeFiles
+from .sentinel2_scene import credit
 from .xml_tree import Node
 
 __all__ = ["Sentinel1Source", "find_products", "open_source", "read_metadata", "recognises"]
@@ -235,6 +236,7 @@ def _spec(
             "end_datetime": first.stop.isoformat(),
             "band_names": band_names(list(found)),
             "looks": first.looks,
+            "attribution": credit(first.start),
         },
     )
 
