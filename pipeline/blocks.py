@@ -82,7 +82,8 @@ class Block:
         cut: dict[str, Array | Packed] = {}
         for name, array in self.arrays.items():
             if isinstance(array, Packed):
-                cut[name] = Packed(window.crop(array.data, self.window), array.encoding)
+                lost = None if array.clipped is None else window.crop(array.clipped, self.window)
+                cut[name] = Packed(window.crop(array.data, self.window), array.encoding, lost)
             else:
                 cut[name] = window.crop(array, self.window)
         return Block(self.spec, window, self.core, cut)
@@ -168,7 +169,7 @@ def plan_stage(stage: Stage, spec: SceneSpec) -> SceneSpec:
     if missing := [name for name in stage.guides if name not in spec.guides]:
         raise InputError(
             f"{spec.scene_id}, {stage.name}: needs the guide {missing[0]!r}, and the scene has "
-            f"{', '.join(spec.guides) or 'none'}; in a workflow put a step `pair: {{name: {missing[0]}, ...}}` before "
+            f"{', '.join(spec.guides) or 'none'}; in a workflow put a step `pair: {{guide: {missing[0]}, ...}}` before "
             "it, in Python give the guide after the scene"
         )
     if not spec.variables[spec.subject].is_cube:

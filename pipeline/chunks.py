@@ -91,7 +91,7 @@ def write_block(path: Path, block: Block) -> Written:
         for name, variable in spec.variables.items():
             array = block.arrays[name]
             for part in window.tiles((edge, edge)):
-                packed, outside = _packed(part.crop(_data(array), window), array, variable.encoding)
+                packed, outside = _packed(array, part, window, variable.encoding)
                 key = chunk_key(spec.group, name, packed.ndim, part, edge)
                 written.hashes[key], size = _write_chunk(path, key, packed, fill_value(variable.encoding), edge)
                 nbytes += size
@@ -161,12 +161,16 @@ def _is_stored_form(array: Array | Packed, encoding: Encoding) -> bool:
     return array.encoding == encoding if isinstance(array, Packed) else encoding.scale is None
 
 
-def _packed(part: Array, origin: Array | Packed, encoding: Encoding) -> tuple[Array, int]:
-    if isinstance(origin, Packed):
-        if origin.encoding == encoding:
-            return part, 0
-        part = origin.encoding.decode(part)
-    return encoding.encode(part)
+def _packed(array: Array | Packed, part: Window, window: Window, encoding: Encoding) -> tuple[Array, int]:
+    """The packed numbers of a part of an array over `window`, and how many values were clipped, also in reading."""
+    numbers = part.crop(_data(array), window)
+    if not isinstance(array, Packed):
+        return encoding.encode(numbers)
+    before = 0 if array.clipped is None else int(np.count_nonzero(part.crop(array.clipped, window)))
+    if array.encoding == encoding:
+        return numbers, before
+    packed, outside = encoding.encode(array.encoding.decode(numbers))
+    return packed, before + outside
 
 
 def chunk_key(group: str, name: str, ndim: int, part: Window, edge: int) -> str:
@@ -178,6 +182,7 @@ def chunk_key(group: str, name: str, ndim: int, part: Window, edge: int) -> str:
 def _write_chunk(path: Path, key: str, packed: Array, fill: float, edge: int) -> tuple[str, int]:
     """Encode one chunk and write its file; a chunk of fill alone gets none. Returns its hash and size."""
     target = path / key
+    packed = np.ascontiguousarray(packed)
     if _only(packed, fill):
         target.unlink(missing_ok=True)
         return EMPTY, 0
@@ -185,7 +190,7 @@ def _write_chunk(path: Path, key: str, packed: Array, fill: float, edge: int) ->
         full = np.full((*packed.shape[:-2], edge, edge), fill, packed.dtype)
         full[..., : packed.shape[-2], : packed.shape[-1]] = packed
         packed = full
-    encoded = _CODEC.encode(np.ascontiguousarray(packed))
+    encoded = _CODEC.encode(packed)
     try:
         _overwrite(target, encoded)
     except OSError as error:
@@ -212,7 +217,15 @@ def digest(data: bytes) -> str:
 
 def _only(packed: Array, fill: float) -> bool:
     """Whether every number is the fill value; the first band settles most cases."""
-    return all(bool((np.isnan(part) if fill != fill else part == fill).all()) for part in (packed[0], packed))
+    return all(_only_in(part, fill) for part in (packed[0], packed))
+
+
+def _only_in(packed: Array, fill: float) -> bool:
+    if fill != fill:
+        return bool(np.isnan(packed).all())
+    if packed.dtype == bool:
+        return not fill and not packed.any()
+    return bool(packed.min() == fill == packed.max())
 
 
 def read_chunk(path: Folder, key: str, expected: str) -> bytes | None:

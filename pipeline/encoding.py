@@ -70,10 +70,17 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Packed:
-    """An array still in its packed form, decoded when it is first asked for."""
+    """An array still in its packed form, decoded when it is first asked for.
+
+    Attributes:
+        data: the packed numbers.
+        encoding: how they are packed.
+        clipped: True where a value lay out of range and was clipped; None where none did.
+    """
 
     data: Array
     encoding: Encoding
+    clipped: npt.NDArray[np.bool_] | None = None
 
     @cached_property
     def values(self) -> Array:

@@ -214,7 +214,7 @@ class _Reading:
 
     def finish(self) -> tuple[Array | Packed, float]:
         """The pixels, once all parts are read, and the seconds that all threads took."""
-        packed, total = False, 0.0
+        packed, clipped, total = False, None, 0.0
         for part, future in zip(self.parts, self.futures, strict=True):
             array, seconds = future.result()
             total += seconds
@@ -222,7 +222,10 @@ class _Reading:
             numbers = array.data if isinstance(array, Packed) else array
             if not np.shares_memory(numbers, self.whole[part]):
                 self.whole[part] = numbers
-        return Packed(self.whole, self.encoding) if packed else self.whole, total
+            if isinstance(array, Packed) and array.clipped is not None:
+                clipped = np.zeros(self.whole.shape, bool) if clipped is None else clipped
+                clipped[part] = array.clipped
+        return Packed(self.whole, self.encoding, clipped) if packed else self.whole, total
 
 
 def _read(

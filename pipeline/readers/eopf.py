@@ -335,8 +335,7 @@ class EopfSource:
         """
         bands = bands or slice(None)
         if name == self.spec.measurement:
-            numbers = np.stack([cube.read(window.slices) for cube in self.cubes[bands]])
-            return self.decoding.decode(numbers, bands)
+            return self.decoding.decode([cube.read(window.slices) for cube in self.cubes[bands]], bands, out)
         if name == "quality" and self.classes is not None:
             file, step = self.classes
             coarse = window.coarsened(step)

@@ -13,7 +13,8 @@ from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import QUALITY_FLAGS, SceneSpec
 
 from . import sentinel2_guard, sentinel2_safe
-from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, inspect, read_window
+from .jp2_tiles import CUBES, read_tiles
+from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, inspect
 from .sentinel2_bands import NAMES
 from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
@@ -202,7 +203,8 @@ class Sentinel2Source:
         """
         bands = bands or slice(None)
         if name == self.spec.measurement:
-            return self.decoding.decode(self._numbers(window, bands), bands)
+            layers = [read_tiles(cube, window, (1,), self.spec.shape, CUBES)[0] for cube in self.cubes[bands]]
+            return self.decoding.decode(layers, bands, out)
         if name == "defect":
             return self.quality.defects(window, self.spec.shape, self.names[bands])
         if name == "quality":
@@ -212,14 +214,11 @@ class Sentinel2Source:
             return flags
         raise KeyError(name)
 
-    def _numbers(self, window: Window, bands: slice) -> Array:
-        return np.concatenate([read_window(cube, window, (1,), self.spec.shape) for cube in self.cubes[bands]])
-
     def _without_data(self, window: Window) -> Array:
         """True where no band has data; stops reading at the first band that leaves no such pixel."""
         missing = np.ones(window.shape, bool)
         for cube in self.cubes:
-            missing &= read_window(cube, window, (1,), self.spec.shape)[0] == self.decoding.special[0]
+            missing &= read_tiles(cube, window, (1,), self.spec.shape, CUBES)[0] == self.decoding.special[0]
             if not missing.any():
                 break
         return missing

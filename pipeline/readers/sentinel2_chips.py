@@ -21,8 +21,9 @@ from cubeloom.pipeline.scene import SceneSpec, cube_variable
 from cubeloom.untrusted import safe_name
 
 from . import sentinel2_guard
+from .jp2_tiles import CUBES, read_tiles
 from .raster import UNKNOWN_TIME
-from .rasters import RasterFile, RasterInfo, block_shape, digest, handle, inspect, read_window
+from .rasters import RasterFile, RasterInfo, block_shape, digest, handle, inspect
 from .sentinel2_bands import CIRRUS, NAMES, NATIVE, band_name, find_band, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_decoding import Decoding
 from .sentinel2_scene import LONG_NAMES
@@ -287,8 +288,8 @@ class ChipSource:
             raise KeyError(name)
         bands = bands or slice(None)
         shape = self.spec.shape
-        parts = [read_window(chip.file, window, (chip.number,), shape) for chip in self.chips[bands]]
-        return self.decoding.decode(np.concatenate(parts), bands)
+        layers = [read_tiles(chip.file, window, (chip.number,), shape, CUBES)[0] for chip in self.chips[bands]]
+        return self.decoding.decode(layers, bands, out)
 
     def files(self) -> list[Path]:
         """The files that the scene is read from."""

@@ -103,8 +103,11 @@ def _native_source(
     """The Source over the bands of one resolution, m."""
     info = inspect(chips[0].file)
     for chip in chips:
-        if inspect(chip.file).grid != info.grid:
+        found = inspect(chip.file)
+        if found.grid != info.grid:
             raise InputError(f"{chip.file}: lies on another grid than {chips[0].file}; they do not belong together")
+        if found.dtype != "uint16" or found.count < chip.number:
+            raise InputError(f"{chip.file}: holds {found.count} bands of {found.dtype}; expected one of uint16")
     scale, shift, reason = scaling
     quality = QualityFiles(_classes(path, item, chips[0]))
     history = f"reflectance = (DN + offset) / {scale:g}, offset {shift:g} {reason}"

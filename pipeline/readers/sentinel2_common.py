@@ -77,27 +77,30 @@ class CommonGridSource:
         """
         if name != self.spec.measurement:
             return self.sources[self.resolution].read(name, window, bands, out)
-        layers = [self._band(place, window) for place in self.places[bands or slice(None)]]
-        cube = np.stack(layers) if layers else np.empty((0, *window.shape), np.float32)
-        return Packed(REFLECTANCE.encode(cube)[0], REFLECTANCE) if self.exact else cube
+        made = [self._band(place, window) for place in self.places[bands or slice(None)]]
+        cube = np.stack([layer for layer, _ in made]) if made else np.empty((0, *window.shape), np.float32)
+        if not self.exact:
+            return cube
+        lost = [np.zeros(window.shape, bool) if pixels is None else pixels for _, pixels in made]
+        clipped = np.stack(lost) if any(pixels is not None for _, pixels in made) else None
+        return Packed(REFLECTANCE.encode(cube)[0], REFLECTANCE, clipped)
 
-    def _band(self, place: _Place, window: Window) -> Array:
+    def _band(self, place: _Place, window: Window) -> tuple[Array, Array | None]:
+        """A band, and where it is made of values that were clipped; None where it is nowhere."""
         source, step = self.sources[place.resolution], Fraction(place.resolution, self.resolution)
-
-        def read(part: Window) -> Array:
-            one = slice(place.position, place.position + 1)
-            return np.asarray(values(source.read(self.spec.measurement, part, one))[0])
-
+        part = window.scaled(1 / step)
+        wide = part.expand(REACH, source.spec.shape) if step > 1 and self.cubic else part
+        one = slice(place.position, place.position + 1)
+        array = source.read(self.spec.measurement, wide, one)
+        layer = np.asarray(values(array)[0])
+        lost = array.clipped[0] if isinstance(array, Packed) and array.clipped is not None else None
         if step == 1:
-            return read(window)
+            return layer, lost
         if step < 1:
             factor = int(1 / step)
-            return block_mean(read(window.scaled(factor)), factor)
-        coarse = window.coarsened(step)
-        if not self.cubic:
-            return spread(read(coarse), coarse, window, int(step))
-        wide = coarse.expand(REACH, source.spec.shape)
-        return cubic(read(wide), wide, window, int(step))
+            return block_mean(layer, factor), None if lost is None else block_mean(lost, factor) > 0
+        resample = cubic if self.cubic else spread
+        return resample(layer, wide, window, int(step)), None if lost is None else spread(lost, wide, window, int(step))
 
     def files(self) -> list[Path]:
         """The files that the scene is read from."""

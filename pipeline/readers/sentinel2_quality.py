@@ -13,7 +13,8 @@ from cubeloom.pipeline.encoding import Array
 from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import QUALITY_FLAGS
 
-from .rasters import RasterFile, read_window
+from .jp2_tiles import MASKS, read_tiles
+from .rasters import RasterFile
 from .sentinel2_polygons import CloudPolygons
 
 SCL_FLAGS = {
@@ -56,7 +57,7 @@ class CoarseFile:
         step = self.factor
         coarse = window.coarsened(step)
         whole = -(-shape[0] // step), -(-shape[1] // step)
-        pixels = read_window(self.file, coarse, bands, whole)
+        pixels = read_tiles(self.file, coarse, bands, whole, MASKS)
         if step == 1:
             return pixels
         return spread(pixels, coarse, window, step)

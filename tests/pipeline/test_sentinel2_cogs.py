@@ -12,9 +12,12 @@ from rasterio.transform import from_origin
 
 from cubeloom import open_scene
 from cubeloom.errors import ConfigError, InputError
+from cubeloom.pipeline.engine import run_to_store
+from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.readers.sentinel2_bands import COMMON_NAMES, NAMES, NATIVE, band_numbers
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.scene import QUALITY_FLAGS
+from cubeloom.pipeline.store import read_commit
 
 STATED = {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}
 
@@ -165,3 +168,26 @@ def test_grids_that_do_not_nest_are_refused(tmp_path):
         write(tmp_path / f"{name}.tif", numbers(name, 60, 1000)[:-1], 60)
     with pytest.raises(InputError, match="60 m and of 10 m cover different ground"):
         open_scene(path, bands="common")
+
+
+@pytest.mark.parametrize("options", [{}, {"bands": "common"}, {"bands": "common", "resampling": "cubic"}])
+def test_what_lies_above_the_stores_range_is_counted_in_the_commit_record(tmp_path, options):
+    """Two pixels of 10 m, saturation, and one pixel of 20 m, which stands over four of 10 m."""
+    path = publish(tmp_path, "planetary", 0, **{"s2:processing_baseline": "02.14"})
+    red, infrared = numbers("B04", 10, 0), numbers("B11", 20, 0)
+    red[3, 4], red[20, 23], red[7, 7], red[8, 8] = 32768, 65534, 65535, 32767
+    infrared[5, 6] = 40000
+    write(tmp_path / "B04.tif", red, 10)
+    write(tmp_path / "B11.tif", infrared, 20)
+    run_to_store(open_source(path, **options), [], tmp_path / "out.zarr")
+    assert read_commit(tmp_path / "out.zarr")["clipped"] == {"reflectance": 6 if options else 2}
+    stored = open_scene(tmp_path / "out.zarr")["reflectance"].sel(band=4).values
+    np.testing.assert_allclose(stored[[3, 20, 8], [4, 23, 8]], 3.2767, atol=1e-6)
+    assert np.isnan(stored[7, 7])
+
+
+def test_numbers_of_another_type_are_refused(tmp_path):
+    path = publish(tmp_path, "planetary", 0, **{"s2:processing_baseline": "02.14"})
+    write(tmp_path / "B03.tif", numbers("B03", 10, 0).astype(np.int16), 10)
+    with pytest.raises(InputError, match="expected one of uint16"):
+        open_scene(path)
