@@ -30,6 +30,8 @@ class Tiling:
         at_once: tiles that go through the network together. Part of what a product is: some machines sum a batch in
             another order than a single sample.
         stride: px of the scene to one of the images. Tiles begin at multiples of it, and so does their overlap.
+        trim: px at a tile's inner edges that take no part in the blend; the overlap is more than twice as wide. What
+            a network that looks no farther gives is then the same whatever the tiles.
         exact: tiles have this very edge wherever the scene is as large; else they are as short as their number allows.
     """
 
@@ -39,6 +41,7 @@ class Tiling:
     channels: int
     at_once: int = 1
     stride: int = 1
+    trim: int = 0
     exact: bool = False
 
 
@@ -75,26 +78,28 @@ class Axis:
         size: length of the axis.
         edge: length of a segment. Larger than `size` where one segment, rounded up, covers it all.
         starts: where they begin, ascending; the first at 0, the last ending at the axis' end.
+        trim: positions at a segment's ends, but for those of the axis, that have no share in the blend.
     """
 
     size: int
     edge: int
     starts: tuple[int, ...]
+    trim: int = 0
 
     @classmethod
-    def of(cls, size: int, edge: int, overlap: int) -> "Axis":
+    def of(cls, size: int, edge: int, overlap: int, trim: int = 0) -> "Axis":
         """The fewest segments of length `edge` that overlap by `overlap` at least, spread evenly."""
         if size <= edge:
             return cls(size, edge, (0,))
         count = _count(size, edge, overlap)
-        return cls(size, edge, tuple(number * (size - edge) // (count - 1) for number in range(count)))
+        return cls(size, edge, tuple(number * (size - edge) // (count - 1) for number in range(count)), trim)
 
     @classmethod
-    def fitted(cls, size: int, largest: int, overlap: int, multiple: int) -> "Axis":
+    def fitted(cls, size: int, largest: int, overlap: int, multiple: int, trim: int = 0) -> "Axis":
         """Segments as short as that count of them allows, since what they share is computed twice."""
         count = _count(size, largest, overlap)
         edge = -(-(size + (count - 1) * overlap) // count)
-        return cls.of(size, -(-edge // multiple) * multiple, overlap)
+        return cls.of(size, -(-edge // multiple) * multiple, overlap, trim)
 
     def span(self, number: int) -> tuple[int, int]:
         """First and one past the last position of a segment, on the axis."""
@@ -110,7 +115,7 @@ class Axis:
     def weights(self) -> list[npt.NDArray[np.float32]]:
         """Of every segment the share of its values in the blend, `(length,)`: linear ramps where segments overlap.
 
-        The shares of all segments at a position sum to 1; no share is 0.
+        The shares of all segments at a position sum to 1; none is 0 but for those of `trim`.
         """
         ramps = [self._ramp(number) for number in range(len(self.starts))]
         total = np.zeros(self.size)
@@ -123,10 +128,15 @@ class Axis:
         ramp = np.ones(stop - start)
         at = np.arange(1, stop - start + 1)
         if number > 0:
-            ramp = np.minimum(ramp, at / (self.span(number - 1)[1] - start + 1))
+            ramp = np.minimum(ramp, self._risen(at, self.span(number - 1)[1] - start))
         if number + 1 < len(self.starts):
-            ramp = np.minimum(ramp, at[::-1] / (stop - self.starts[number + 1] + 1))
+            ramp = np.minimum(ramp, self._risen(at[::-1], stop - self.starts[number + 1]))
         return ramp
+
+    def _risen(self, at: npt.NDArray[np.int64], shared: int) -> npt.NDArray[np.float64]:
+        """A ramp over what is shared with a neighbour, but for the `trim` at both ends of it."""
+        risen: npt.NDArray[np.float64] = np.maximum(at - self.trim, 0) / (shared - 2 * self.trim + 1)
+        return risen
 
 
 def _count(size: int, edge: int, overlap: int) -> int:
@@ -157,10 +167,10 @@ class Lattice:
         edge, multiple, overlap = tiling.edge // stride, tiling.multiple // stride, ceil(tiling.overlap / stride)
 
         def axis(size: int) -> Axis:
-            cells = ceil(size / stride)
+            cells, trim = ceil(size / stride), ceil(tiling.trim / stride)
             if not tiling.exact:
-                return Axis.fitted(cells, edge, overlap, multiple)
-            return Axis.of(cells, min(edge, ceil(cells / multiple) * multiple), overlap)
+                return Axis.fitted(cells, edge, overlap, multiple, trim)
+            return Axis.of(cells, min(edge, ceil(cells / multiple) * multiple), overlap, trim)
 
         return cls(axis(shape[0]), axis(shape[1]), shape, stride)
 

@@ -111,6 +111,21 @@ class TileNetwork(ABC):
             ModelError: another measurement, other units, or bands that the scene lacks.
             ConfigError: tiles that the network does not take.
         """
+        where = self.require_kind(spec)
+        try:
+            bound = BandInput.of(self.card, spec.bands)
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from None
+        self._require_tile(where)
+        return bound
+
+    def require_kind(self, spec: SceneSpec) -> str:
+        """Check the cube and its units; what messages begin with.
+
+        Raises:
+            InputError: there is no such cube.
+            ModelError: another measurement, or other units.
+        """
         card, name, where = self.card, self.subject(spec), f"{spec.scene_id}, {self.stage} with {self.model}"
         if name not in spec.variables or not spec.variables[name].is_cube:
             cubes = [cube for cube, variable in spec.variables.items() if variable.is_cube]
@@ -120,12 +135,7 @@ class TileNetwork(ABC):
             raise ModelError(f"{where}: {name} has units {units!r}, the network was trained on {card.units!r}")
         if card.variable in MEASUREMENTS and spec.measurement in MEASUREMENTS and card.variable != spec.measurement:
             raise ModelError(f"{where}: the scene is of {spec.measurement}, the network was trained on {card.variable}")
-        try:
-            bound = BandInput.of(card, spec.bands)
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from None
-        self._require_tile(where)
-        return bound
+        return where
 
     def _require_tile(self, where: str) -> None:
         if self.tile:
