@@ -190,8 +190,8 @@ def _sides(image: Image, weight: Image) -> npt.NDArray[np.uint8]:
 
     A subwindow without any value counts as the middle one, so that it shows no edge.
     """
-    total, count = box_sum(image, 1), box_sum(weight, 1)
-    means, there = pad(total / np.maximum(count, 1), _APART), pad(count, _APART)
+    there = box_sum(pad(weight, _APART), 1)  # subwindows whose middle lies beyond the image still reach into it
+    means = box_sum(pad(image, _APART), 1) / np.maximum(there, 1)
     middle = shifted(means, 0, 0, _APART)
     grid = {
         (row, col): np.where(
