@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import indices as indices
     from cubeloom.pipeline.functions import fuse as fuse
     from cubeloom.pipeline.functions import mask as mask
+    from cubeloom.pipeline.functions import pair as pair
     from cubeloom.pipeline.functions import resample_bands as resample_bands
     from cubeloom.pipeline.functions import select_bands as select_bands
     from cubeloom.pipeline.functions import superres as superres
@@ -34,6 +35,7 @@ _HOMES = {
     "write_scene": "cubeloom.pipeline.engine",
     "validate_scene": "cubeloom.pipeline.scene",
     "mask": "cubeloom.pipeline.functions",
+    "pair": "cubeloom.pipeline.functions",
     "destripe": "cubeloom.pipeline.functions",
     "resample_bands": "cubeloom.pipeline.functions",
     "select_bands": "cubeloom.pipeline.functions",

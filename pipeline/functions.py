@@ -4,24 +4,38 @@ Each takes a Scene and the parameters of its stage and gives a new lazy Scene; n
 `.persist()` or `write_scene`. The stage's class documents the parameters, and wrong ones are a `ConfigError`.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import xarray as xr
 from pydantic import ValidationError
 
 from cubeloom.errors import ConfigError
 
-from .lift import lift
-from .stages import Stage, explain, stage_class
+from .lift import lift, lift_guide
+from .stages import Pair, Stage, explain, stage_class
+
+S = TypeVar("S", bound=Stage)
 
 
 def _lifted(name: str, scene: xr.Dataset, parameters: dict[str, Any], *guides: xr.Dataset) -> xr.Dataset:
-    cls: type[Stage] = stage_class(name)
+    return lift(_checked(stage_class(name), parameters))(scene, *guides)
+
+
+def _checked(cls: type[S], parameters: dict[str, Any]) -> S:
     try:
-        stage = cls.model_validate(parameters)
+        return cls.model_validate(parameters)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {explain(error, cls)}") from None
-    return lift(stage)(scene, *guides)
+        raise ConfigError(f"{cls.name}: {explain(error, cls)}") from None
+
+
+def pair(scene: xr.Dataset, guide: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Bring a scene of another sensor onto a scene's grid, or one a whole number of times finer; gives that guide.
+
+    With `coregister="correct"` it lies where the two were found to agree. What it gives is a Scene like any other,
+    and what stages with a guide take after the scene. Parameters: see `Pair`.
+    """
+    stage = _checked(Pair, parameters)
+    return lift_guide(stage, stage.regridded)(scene, guide)
 
 
 def mask(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
