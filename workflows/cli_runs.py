@@ -76,7 +76,11 @@ def run(
         resume=resume,
     )
     known = read_catalog(catalog)
-    chosen = select_items(known, ids=items or (), bbox=parse_bbox(bbox) if bbox else None, limit=limit)
+    chosen = select_items(known, ids=items or (), bbox=parse_bbox(bbox) if bbox else None)
+    fitting = chosen if items else chain.of_its_sensors(chosen)
+    if len(fitting) < len(chosen):
+        say(f"left out: {counted(len(chosen) - len(fitting), 'item')} of other sensors than {', '.join(chain.sensors)}")
+    chosen = paired(chain, fitting, known)[:limit]
     if not chosen:
         say(f"none of the {counted(len(known), 'item')} of {catalog} matches")
     if dry_run:

@@ -187,24 +187,40 @@ def validate(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder for the products and their truth.")],
-    count: Annotated[int, typer.Option(help="How many different scenes.", min=1)] = 1,
-    level: Annotated[str, typer.Option(help="L1B, L1C or L2A.")] = "L2A",
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the raster, px.")] = "256x256",
+    count: Annotated[int, typer.Option(help="How many different places.", min=1)] = 1,
+    sensors: Annotated[str, typer.Option(help="enmap, sentinel2, sentinel1: those that see each place.")] = "enmap",
+    level: Annotated[str, typer.Option(help="Of EnMAP: L1B, L1C or L2A.")] = "L2A",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the EnMAP raster, px of 30 m.")] = "256x256",
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
-    container: Annotated[str, typer.Option(help="folder, zip or tar.gz.")] = "folder",
-    layout: Annotated[str, typer.Option(help="tiled or strips.")] = "tiled",
+    container: Annotated[str, typer.Option(help="folder, zip, or tar.gz (EnMAP's; of Sentinel zip).")] = "folder",
+    layout: Annotated[str, typer.Option(help="Of EnMAP's rasters: tiled or strips.")] = "tiled",
+    s2_epsg: Annotated[
+        str | None, typer.Option(help="UTM zone of Sentinel-2's tiles, such as 32632; next: the neighbouring one.")
+    ] = None,
+    shift: Annotated[str, typer.Option(help="EAST,NORTH in m by which Sentinel images are displaced.")] = "0,0",
 ) -> None:
-    """Write EnMAP products that nobody measured, laid out as DLR delivers them, with the truth beside them."""
-    from cubeloom.pipeline.simulate import simulate_catalog
+    """Write products that nobody measured, laid out as DLR and ESA deliver them, with the truth beside them."""
+    from cubeloom.pipeline.simulate.places import simulate_places
 
-    from .console import parse_size, say
+    from .console import parse_shift, parse_size, parse_zone, say
     from .train.truth import write_truth_recipe
 
     height, width = parse_size(size)
-    products = simulate_catalog(
-        out, count, level=level, height=height, width=width, seed=seed, container=container, layout=layout
+    products = simulate_places(
+        out,
+        count,
+        sensors=[part.strip() for part in sensors.split(",") if part.strip()],
+        level=level,
+        height=height,
+        width=width,
+        seed=seed,
+        container=container,
+        layout=layout,
+        epsg=parse_zone(s2_epsg),
+        shift=parse_shift(shift),
     )
-    for product in products:
+    for product in (product for made in products.values() for product in made):
         say(f"{product.path}")
-    if level != "L1B":  # its two cubes are not registered, so no one map labels both
-        say(f"recipe that learns from their truth: {write_truth_recipe(products, out / 'train.yaml')}")
+    if "enmap" in products and level != "L1B":  # its two cubes are not registered, so no one map labels both
+        recipe = write_truth_recipe(products["enmap"], out / "train.yaml")
+        say(f"recipe that learns from their truth: {recipe}")

@@ -1,11 +1,12 @@
 """What the command line shows: bars on a terminal, plain lines elsewhere, tables, and values such as `8GB`."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
@@ -123,9 +124,34 @@ class BarProgress(SceneProgress):
             self.note(scene_line(result))
 
 
+MOST_SHIFT_M = 1000.0
+"""How far simulated images may be displaced, m."""
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width from `256x320`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text.lower())
     if not match:
         raise ConfigError(f"--size {text!r}: expected HEIGHTxWIDTH such as 256x320")
     return int(match[1]), int(match[2])
+
+
+def parse_shift(text: str) -> tuple[float, float]:
+    """East and north, m, from `9,-3.5`."""
+    try:
+        east, north = (float(part) for part in text.split(","))
+    except ValueError:
+        east = north = math.nan
+    if not (abs(east) <= MOST_SHIFT_M and abs(north) <= MOST_SHIFT_M):
+        raise ConfigError(f"--shift {text!r}: expected EAST,NORTH in metres such as 9,-3.5, up to {MOST_SHIFT_M:g}")
+    return east, north
+
+
+def parse_zone(text: str | None) -> int | Literal["next"] | None:
+    """A UTM zone's code from `32632` or `EPSG:32632`, or `next`."""
+    if text is None or text == "next":
+        return "next" if text else None
+    code = text.upper().removeprefix("EPSG:")
+    if not (code.isascii() and code.isdigit()):
+        raise ConfigError(f"--s2-epsg {text!r}: expected the code of a UTM zone such as 32632, or next")
+    return int(code)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from cubeloom.errors import CubeloomError, LockedError, RetryableError, StoreErr
 from cubeloom.pipeline.executor import open_executor
 from cubeloom.pipeline.journal import Progress
 from cubeloom.pipeline.memory import DEFAULT_MEMORY
-from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.store import COMMIT
 
 from .batch import Batch, delay_s
@@ -27,8 +26,9 @@ from .budget import Budget
 from .layout import Layout
 from .ledger import LEASE_S, Ledger
 from .outlet import Outlet
+from .pairing import paired
 from .run_log import RunLog
-from .scene_task import SceneResult, SceneTask, Shared, content_of, plan_scene, request_key
+from .scene_task import SceneResult, SceneTask, Shared, content_of, open_item, plan_scene, request_key
 from .schema import Workflow
 from .sweep import STAGING_KEPT_S, sweep
 
@@ -127,6 +127,7 @@ def run(
     progress: SceneProgress | None = None,
     stop: threading.Event | None = None,
     each: Each | None = None,
+    guides: Iterable[CatalogItem] = (),
 ) -> RunResult:
     """Run a workflow over catalog items and publish what comes of it under `out`.
 
@@ -135,12 +136,13 @@ def run(
 
     Args:
         workflow: what is done to each scene.
-        items: the scenes.
+        items: the scenes, and the guides of those that `pair` steps pair.
         out: the output directory.
         options: how the machine is used.
         progress: told what happens.
         stop: once set, the blocks under way come to their end, and nothing else is begun.
         each: called for each scene, by several threads, with its item and what makes it; gives back what that gives.
+        guides: items that `pair` steps may take besides, see `paired`.
 
     Raises:
         LockedError: another run writes to `out`.
@@ -161,7 +163,7 @@ def run(
             with RunLog(layout.run(run_id)) as log:
                 log.event("run begins", run=run_id, workflow=workflow.name, digest=digest, options=vars(options))
                 work = _Run(workflow, digest, run_id, layout, ledger, log, options, progress, stop, each)
-                scenes = work.scenes(list(items))
+                scenes = work.scenes(paired(workflow, items, guides))
                 log.event("run ends", seconds=time.perf_counter() - started, stopped=stop.is_set())
     except sqlite3.Error as error:
         raise StoreError(f"{layout.ledger}: the ledger cannot be used: {error}") from error
@@ -234,12 +236,17 @@ class _Run:
         return self.outlet.stands(self.layout.item(item, self.workflow.name), product)
 
     def _fetched(self, item: CatalogItem) -> CatalogItem:
-        """The item with its files on this machine."""
+        """The item with its files, and those of its guides, on this machine."""
+        folder = self.layout.inputs(item.id)
+        guides = {name: self._downloaded(guide, folder / name) for name, guide in item.guides.items()}
+        return replace(self._downloaded(item, folder), guides=guides)
+
+    def _downloaded(self, item: CatalogItem, folder: Path) -> CatalogItem:
         if not item.is_remote:
             return item
         from cubeloom.catalogs.download import download_item
 
-        return download_item(item, self.layout.inputs(item.id), self.access)
+        return download_item(item, folder, self.access)
 
     @cached_property
     def access(self) -> "Access":
@@ -380,7 +387,13 @@ class PlannedScene:
     blocks: int = 0
 
 
-def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options: RunOptions) -> list[PlannedScene]:
+def dry_run(
+    workflow: Workflow,
+    items: Sequence[CatalogItem],
+    out: Path,
+    options: RunOptions,
+    guides: Iterable[CatalogItem] = (),
+) -> list[PlannedScene]:
     """Plan every scene and write nothing.
 
     Raises:
@@ -389,10 +402,10 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
     digest = workflow.digest()
     layout = Layout(out)
     planned = []
-    for item in items:
+    for item in paired(workflow, items, guides):
         try:
-            source = open_source(item.product_path, **workflow.open)
-            workflow.require(source.spec)
+            workflow.require_item(item)
+            source = open_item(workflow, item)
             plan = plan_scene(
                 workflow,
                 source,
@@ -408,7 +421,9 @@ def dry_run(workflow: Workflow, items: Sequence[CatalogItem], out: Path, options
         standing = (layout.product(item.id, workflow.name, plan.identity) / COMMIT).is_file()
         steps = " > ".join(stage.name for stage in plan.stages) or "ingest"
         skipped = [f"{stage.name} skipped: {stage.skipped}" for stage in workflow.stages() if stage.skipped]
-        detail = "; ".join([f"{steps} on {plan.block_shape[0]} x {plan.block_shape[1]} px blocks", *skipped])
+        seen_with = [f"with {name} {guide.id}" for name, guide in item.guides.items()]
+        size = f"{plan.block_shape[0]} x {plan.block_shape[1]} px"
+        detail = "; ".join([f"{steps} on {size} blocks", *seen_with, *skipped])
         action = "nothing to do" if standing else "make"
         mib = plan.projected_bytes / 2**20
         planned.append(PlannedScene(item.id, action, detail, plan.identity, mib, plan.blocks))

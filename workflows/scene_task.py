@@ -26,11 +26,13 @@ from cubeloom.pipeline.clock import Clock
 from cubeloom.pipeline.engine import execute
 from cubeloom.pipeline.executor import Executor
 from cubeloom.pipeline.grids import Shape
+from cubeloom.pipeline.guided import with_guides
 from cubeloom.pipeline.journal import Progress, inference_summary
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.plan import Plan, make_plan
 from cubeloom.pipeline.quicklook import write_quicklooks
 from cubeloom.pipeline.readers import Source, open_scene, open_source
+from cubeloom.pipeline.stages.base import Fact
 from cubeloom.secrets import redact
 
 from .budget import Budget
@@ -38,6 +40,7 @@ from .describe import product_record
 from .layout import Layout
 from .ledger import Ledger
 from .outlet import Outlet
+from .pairing import pair_steps
 from .run_log import RunLog
 from .schema import Workflow
 from .sweep import drop_versions
@@ -58,6 +61,7 @@ class SceneResult:
         seconds: wall time of each phase.
         warnings: what went wrong beside the product, such as a quicklook, or memory that a network found too small.
         inference: how the networks' tiles were computed, see `inference_summary`.
+        facts: what the steps found out of the whole scene, by their names.
         retryable: whether it failed in a way that may pass.
         wait_s: seconds that a server asked to be left alone for.
     """
@@ -78,6 +82,7 @@ class SceneResult:
     peak_mib: float = 0.0
     warnings: list[str] = field(default_factory=list)
     inference: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, dict[str, Fact]] = field(default_factory=dict)
     retryable: bool = False
     wait_s: float = 0.0
 
@@ -142,10 +147,14 @@ class SceneTask:
     def _make(self, result: SceneResult) -> None:
         shared = self.shared
         with Clock(result.seconds)("open"):
+            try:
+                shared.workflow.require_item(self.item)
+            except ConfigError as error:
+                self._set_aside(result, "invalid", error)
+                return
             item = shared.fetch(self.item)
             try:
-                source = open_source(item.product_path, **shared.workflow.open)
-                shared.workflow.require(source.spec)
+                source = open_item(shared.workflow, item)
             except ConfigError as error:
                 self._set_aside(result, "invalid", error)
                 return
@@ -209,6 +218,7 @@ class SceneTask:
         assert product is not None
         result.inference = inference_summary(shared.ledger.journal(plan.identity).tiles())
         result.warnings += [_fell_back(one) for one in result.inference if one["wanted"]]
+        result.facts = store.read_commit(product).get("facts", {})
         result.nbytes = sum(file.stat().st_size for file in product.rglob("*") if file.is_file())
         with Clock(result.seconds)("publish"):
             pictures = {}
@@ -225,6 +235,7 @@ class SceneTask:
                 identity=plan.identity,
                 commit_sha256=hashlib.sha256((product / store.COMMIT).read_bytes()).hexdigest(),
                 pictures=pictures,
+                facts=result.facts,
                 properties={"cubeloom:inference": result.inference} if result.inference else {},
             )
             item = publish_item(shared.layout.out, record)
@@ -279,6 +290,22 @@ def open_overview(product: str | Path, shape: Shape | None = None, longest_side:
     shape = shape or open_source(product).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
     return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
+
+
+def open_item(workflow: Workflow, item: CatalogItem) -> Source:
+    """The scene of an item, with its guides as the workflow's steps want them.
+
+    Raises:
+        ConfigError: the workflow does not take it.
+        InputError: one of the products cannot be read.
+    """
+    source = open_source(item.product_path, **workflow.open)
+    workflow.require(source.spec)
+    guides = {}
+    for step in pair_steps(workflow):
+        guide = open_source(item.guides[step.guide].product_path, **step.open)
+        guides[step.guide] = step.regridded(guide, source.spec)
+    return with_guides(source, guides)
 
 
 def content_of(item: CatalogItem) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
 from cubeloom.pipeline.stages import Stage, explain, stage_class
@@ -69,6 +70,30 @@ class Workflow(BaseModel):
                     f"{spec.scene_id}: workflow {self.name} takes {kind} {' or '.join(allowed)}, the scene is {found}"
                 )
 
+    def of_its_sensors(self, items: Sequence[CatalogItem]) -> list[CatalogItem]:
+        """The items of a catalog of several sensors that the workflow takes; all where a step needs a second sensor."""
+        if any(stage.guides for stage in self.stages()):
+            return list(items)
+        return [item for item in items if self._is_of_its_sensors(item)]
+
+    def require_item(self, item: CatalogItem) -> None:
+        """The same of a catalog's item, as far as it tells; a scene of another kind need not be opened for it.
+
+        Raises:
+            ConfigError: the workflow does not take it, or has no guide for it.
+        """
+        if item.no_guide:
+            raise ConfigError(item.no_guide)
+        if not self._is_of_its_sensors(item):
+            raise ConfigError(
+                f"{item.id}: workflow {self.name} takes sensor {' or '.join(self.sensors)}, the scene is of "
+                f"{item.properties['platform']}"
+            )
+
+    def _is_of_its_sensors(self, item: CatalogItem) -> bool:
+        told = str(item.properties.get("platform") or "").lower()
+        return not (self.sensors and told) or of_sensors(told, [sensor.lower() for sensor in self.sensors])
+
     def digest(self) -> str:
         """Hex digest of what the workflow does to a scene.
 
@@ -84,7 +109,9 @@ class Workflow(BaseModel):
 
 def of_sensors(sensor: str, allowed: Sequence[str]) -> bool:
     """Whether a sensor is one of those, or a unit of such a series: `Sentinel-2A` is of `Sentinel-2`."""
-    return sensor in allowed or (sensor[-1:].isupper() and sensor[-2:-1].isdigit() and sensor[:-1] in allowed)
+    return sensor in allowed or (
+        sensor[-1:] in tuple("ABCDabcd") and sensor[-2:-1].isdigit() and sensor[:-1] in allowed
+    )
 
 
 def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:

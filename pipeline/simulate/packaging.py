@@ -1,4 +1,4 @@
-"""Containers that products are delivered in: a ZIP of one folder, and the tar.gz of an order."""
+"""Containers that products are delivered in: a ZIP of one folder, and the tar.gz of an EnMAP order."""
 
 import gzip
 import io
@@ -10,13 +10,14 @@ _EPOCH = (2024, 1, 1, 0, 0, 0)
 
 
 def pack_zip(folder: Path, archive: Path) -> None:
-    """Write a folder and its files as a ZIP; the same files give the same bytes."""
+    """Write a folder and all files below it as a ZIP; the same files give the same bytes."""
     with zipfile.ZipFile(archive, "w") as target:
-        for file in sorted(folder.iterdir()):
-            entry = zipfile.ZipInfo(f"{folder.name}/{file.name}", _EPOCH)
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            entry = zipfile.ZipInfo(f"{folder.name}/{file.relative_to(folder).as_posix()}", _EPOCH)
             entry.external_attr = 0o644 << 16
-            # the rasters are deflated already
-            entry.compress_type = zipfile.ZIP_DEFLATED if file.suffix == ".XML" else zipfile.ZIP_STORED
+            # the rasters are compressed already
+            text = file.suffix.lower() in (".xml", ".safe")
+            entry.compress_type = zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED
             with file.open("rb") as source, target.open(entry, "w", force_zip64=True) as out:
                 while chunk := source.read(1 << 20):
                     out.write(chunk)

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rasterio.warp import transform
@@ -15,6 +16,7 @@ from cubeloom.errors import ConfigError
 from .api import SimulatedProduct
 from .atmosphere import sun_position
 from .bands import operational
+from .geometry import utm_zone
 from .observation import build_ground
 from .options import Options, settle_site
 from .sentinel2_metadata import ProductFacts
@@ -39,7 +41,7 @@ def simulate_sentinel2(
     delay_minutes: float = 20.0,
     clouds: float = 0.05,
     baseline: str = "05.11",
-    epsg: int | None = None,
+    epsg: int | Literal["next"] | None = None,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> SimulatedProduct:
     """Write a Sentinel-2 L2A product as ESA's SAFE folder, with its parameters beside it.
@@ -58,7 +60,8 @@ def simulate_sentinel2(
         delay_minutes: from then to this pass.
         clouds: share of the tile under clouds, which are not those of the EnMAP scene, 0-0.95.
         baseline: of the processor; from 04.00 on the numbers carry the offset of -1000.
-        epsg: UTM zone of the tile; the EnMAP scene's when None.
+        epsg: UTM zone of the tile: a code within a zone of the place, `next` for the nearer of the neighbouring zones,
+            the EnMAP scene's when None.
         shift: east and north, m, by which the images are displaced, to try co-registration with.
 
     Returns:
@@ -124,14 +127,16 @@ def simulate_sentinel2(
 
 
 def _look(
-    options: Options, delay_minutes: float, epsg: int | None, shift: tuple[float, float]
+    options: Options, delay_minutes: float, epsg: int | Literal["next"] | None, shift: tuple[float, float]
 ) -> tuple[Look, datetime]:
     """What the instrument sees, and when; ground and sky are those of the EnMAP scene, the sun has moved on."""
     if not abs(delay_minutes) <= 180:
         raise ConfigError(f"delay_minutes is {delay_minutes:g}, expected -180 to 180")
-    if epsg is not None and not (epsg // 100 in (326, 327) and 1 <= epsg % 100 <= 60):
-        raise ConfigError(f"epsg is {epsg}, expected a UTM zone such as 32633")
     site = settle_site(options)
+    epsg = neighbouring_zone(*site.place) if epsg == "next" else epsg
+    if epsg is not None and not (epsg // 100 in (326, 327) and _zones_apart(epsg, utm_zone(*site.place)) <= 1):
+        expected = f"{utm_zone(*site.place)} or {neighbouring_zone(*site.place)}"
+        raise ConfigError(f"epsg is {epsg}, expected a UTM zone that reaches the place, such as {expected}")
     ground = build_ground(options, site)
     time = site.start + timedelta(minutes=delay_minutes)
     zenith, azimuth, distance = sun_position(time, *site.place)
@@ -140,6 +145,21 @@ def _look(
     weather = draw_weather(np.random.default_rng([options.seed, 44]), everywhere, options.clouds, (zenith, azimuth))
     seed = int(np.random.default_rng([options.seed, 45]).integers(2**63))
     return Look(ground, weather, sky, tile_over(ground, epsg), shift, seed), time
+
+
+def neighbouring_zone(latitude: float, longitude: float) -> int:
+    """Code of the UTM zone beside the one of a place, on the side that it is nearer to."""
+    zone = utm_zone(latitude, longitude)
+    east = (longitude + 180) % 6 >= 3
+    return zone - zone % 100 + (zone % 100 - 1 + (1 if east else -1)) % 60 + 1
+
+
+def _zones_apart(one: int, other: int) -> int:
+    """How many zones lie between two codes, the shorter way round; none where it is no UTM zone."""
+    if not 1 <= one % 100 <= 60:
+        return 60
+    apart = abs(one % 100 - other % 100)
+    return min(apart, 60 - apart)
 
 
 def _baseline(text: str) -> float:
