@@ -1,9 +1,10 @@
-"""Sentinel-2 in EOPF's Zarr layout (format 2 or 3, on disk) as Sources, one of the three grids each.
+"""Sentinel-2 in EOPF's Zarr layout (format 2 or 3, on disk or remote) as Sources, one of the three grids each.
 
 The layout keeps the provider's numbers and states their scale and offset on every array, so that xarray decodes them
 unasked. Here the numbers are read as they are and decoded once.
 """
 
+import hashlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -23,14 +24,14 @@ from cubeloom.pipeline.scene import SceneSpec, Variable, cube_variable, quality_
 from cubeloom.pipeline.srf import Response, half_maximum_width
 from cubeloom.untrusted import safe_name
 
-from . import sentinel2_guard
+from . import sentinel2_guard, zarr_remote
 from .rasters import digest
 from .sentinel2_bands import NAMES, NATIVE, Band, band_name, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
 from .sentinel2_quality import SCL_LOOKUP, spread
 from .sentinel2_scene import LICENCE, LONG_NAMES, credit, item_attrs
-from .zarr_arrays import ArrayFile, attributes, finite
+from .zarr_arrays import ArrayFile, Node, attributes, finite
 
 __all__ = ["EopfSource", "open_source", "recognises"]
 
@@ -68,6 +69,32 @@ def open_source(
     Warns:
         OffsetWarning: the offset that the arrays state does not fit the pixels.
     """
+    return _open(path, grid, bands, resampling)
+
+
+def open_remote_source(
+    url: str, *, grid: str = "10m", bands: str = "native", resampling: str = "area"
+) -> "EopfSource | CommonGridSource":
+    """The Source over one grid of an EOPF product behind a network; its consolidated metadata are read now.
+
+    Args:
+        url: `https://host/….zarr` of a host that may be asked (`CUBELOOM_HOSTS`), or `s3://bucket/….zarr`.
+        grid: as for `open_source`.
+        bands: as for `open_source`.
+        resampling: as for `open_source`.
+
+    Raises:
+        InputError: the host may not be asked, or as `open_source`.
+        RetryableError: the server does not answer.
+        ConfigError: no such grid or option; the `AWS_*` environment or an extra is missing.
+
+    Warns:
+        OffsetWarning: as `open_source`.
+    """
+    return _open(zarr_remote.open_root(url), grid, bands, resampling)
+
+
+def _open(path: Node, grid: str, bands: str, resampling: str) -> "EopfSource | CommonGridSource":
     if grid not in GRIDS or bands not in ("native", "all", "common") or resampling not in ("area", "cubic"):
         raise ConfigError(
             f"{path}: grid={grid!r}, bands={bands!r}, resampling={resampling!r}; expected {', '.join(GRIDS)}; native, "
@@ -75,7 +102,7 @@ def open_source(
         )
     wrong = _judge(path)
     if wrong:
-        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=4)
+        warnings.warn(f"{path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=5)
     if bands != "common":
         return _one_grid(path, GRIDS[grid], wrong, native=bands == "native")
     there = [step for step in GRIDS.values() if set(_bands_at(path, step)) & set(NATIVE[step])]
@@ -83,7 +110,7 @@ def open_source(
     return on_common_grid(steps, GRIDS[grid], cubic=resampling == "cubic")
 
 
-def _one_grid(path: Path, resolution: int, wrong: str, *, native: bool) -> "EopfSource":
+def _one_grid(path: Node, resolution: int, wrong: str, *, native: bool) -> "EopfSource":
     """The Source over the bands that a product has at a resolution, m."""
     found = _bands_at(path, resolution)
     chosen = {name: file for name, file in found.items() if not native or name in NATIVE[resolution]}
@@ -103,7 +130,7 @@ def _one_grid(path: Path, resolution: int, wrong: str, *, native: bool) -> "Eopf
     return EopfSource(spec, path, tuple(chosen.values()), decoding, classes)
 
 
-def _bands_at(path: Path, resolution: int) -> dict[str, ArrayFile]:
+def _bands_at(path: Node, resolution: int) -> dict[str, ArrayFile]:
     """Arrays by band, ascending in wavelength."""
     group = path / _REFLECTANCE / f"r{resolution}m"
     names = sorted(entry.name for entry in group.iterdir()) if group.is_dir() else []
@@ -143,14 +170,14 @@ def _decoding(files: list[ArrayFile]) -> Decoding:
     )
 
 
-def _grid(path: Path, root: Mapping[str, Any], file: ArrayFile, resolution: int) -> GeoBox:
+def _grid(path: Node, root: Mapping[str, Any], file: ArrayFile, resolution: int) -> GeoBox:
     """The grid from the coordinates, which are pixel centres, and the CRS from wherever it is stated."""
     axes = {}
     for name, size in zip("yx", file.shape, strict=True):
         axis = ArrayFile.open(file.path.parent / name)
         if axis.shape != (size,):
             raise InputError(f"{axis.path}: has shape {axis.shape}; expected ({size},)")
-        values = np.asarray(axis.read((slice(None),)), float)
+        values = np.asarray(axis.read(), float)
         step = -resolution if name == "y" else resolution
         if not np.allclose(np.diff(values), step):
             raise InputError(f"{axis.path}: is not evenly spaced by {step} m")
@@ -160,7 +187,7 @@ def _grid(path: Path, root: Mapping[str, Any], file: ArrayFile, resolution: int)
     return GeoBox((file.shape[0], file.shape[1]), place, f"EPSG:{_epsg(path, root, file)}")
 
 
-def _epsg(path: Path, root: Mapping[str, Any], file: ArrayFile) -> int:
+def _epsg(path: Node, root: Mapping[str, Any], file: ArrayFile) -> int:
     properties = _part(root, "stac_discovery", "properties")
     stated = (
         file.attributes.get("proj:epsg"),
@@ -184,7 +211,7 @@ def _part(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     return tree
 
 
-def _classes(path: Path, resolution: int, shape: Shape) -> tuple[ArrayFile, int] | None:
+def _classes(path: Node, resolution: int, shape: Shape) -> tuple[ArrayFile, int] | None:
     """SCL and how many times wider than the grid's its pixels are; None where the product has none."""
     for step in (max(resolution, 20), 20):
         place = path / _CLASSES / f"r{step}m" / "scl"
@@ -197,7 +224,7 @@ def _classes(path: Path, resolution: int, shape: Shape) -> tuple[ArrayFile, int]
     return None
 
 
-def _judge(path: Path) -> str:
+def _judge(path: Node) -> str:
     """What is wrong with the offset, by the bands at 60 m: the smallest that show the whole scene."""
     found = _bands_at(path, 60)
     if not found:
@@ -206,7 +233,7 @@ def _judge(path: Path) -> str:
     samples = []
     for file in found.values():
         step = max(1, max(file.shape) // sentinel2_guard.SAMPLE_EDGE)
-        samples.append(file.read((slice(None), slice(None)))[::step, ::step])
+        samples.append(file.read()[::step, ::step])
     dark = sentinel2_guard.darkest(samples, list(found), decoding.offset.tolist(), decoding.special)
     return sentinel2_guard.judge(dark, decoding.quantification, decoding.offset.tolist())
 
@@ -242,7 +269,7 @@ def _response(band: Band, facts: Mapping[str, Any]) -> Response:
 
 
 def _spec(
-    path: Path,
+    path: Node,
     root: Mapping[str, Any],
     names: list[str],
     box: GeoBox,
@@ -286,7 +313,7 @@ def _spec(
     )
 
 
-def _time(path: Path, properties: Mapping[str, Any]) -> datetime:
+def _time(path: Node, properties: Mapping[str, Any]) -> datetime:
     for key in ("datetime", "start_datetime"):
         text = properties.get(key)
         if isinstance(text, str):
@@ -311,7 +338,7 @@ class EopfSource:
     """
 
     spec: SceneSpec
-    path: Path
+    path: Node
     cubes: tuple[ArrayFile, ...]
     decoding: Decoding
     classes: tuple[ArrayFile, int] | None
@@ -335,22 +362,25 @@ class EopfSource:
         """
         bands = bands or slice(None)
         if name == self.spec.measurement:
-            return self.decoding.decode([cube.read(window.slices) for cube in self.cubes[bands]], bands, out)
+            return self.decoding.decode([cube.read_window(window) for cube in self.cubes[bands]], bands, out)
         if name == "quality" and self.classes is not None:
             file, step = self.classes
             coarse = window.coarsened(step)
-            return np.asarray(SCL_LOOKUP[spread(file.read(coarse.slices)[None], coarse, window, step)[0]])
+            return np.asarray(SCL_LOOKUP[spread(file.read_window(coarse)[None], coarse, window, step)[0]])
         raise KeyError(name)
 
     def files(self) -> list[Path]:
-        """The product's folder: its arrays are many small files."""
-        return [self.path]
+        """The product's folder, since its arrays are many small files; none of a remote one."""
+        return [self.path] if isinstance(self.path, Path) else []
 
     def fingerprint(self) -> str:
-        """sha256 over the content of the arrays that the scene is read from."""
+        """sha256 over the content of the arrays that the scene is read from; of a remote one over its metadata.
+
+        Those name the processing, and to fetch all chunks for a digest would take as long as the work itself.
+        """
+        if not isinstance(self.path, Path):
+            return hashlib.sha256(self.spec.scene_id.encode() + self.path.store.root).hexdigest()
         arrays = [*self.cubes, *([self.classes[0]] if self.classes else [])]
-        parts = [
-            (f"{array.path.name} {file.relative_to(array.path)}", file) for array in arrays for file in array.files()
-        ]
+        parts = [(f"{array.path.name} {name}", file) for array in arrays for name, file in array.files()]
         headers = [path for name in (".zattrs", "zarr.json") if (path := self.path / name).is_file()]
         return digest([*parts, *((path.name, path) for path in headers)], salt=self.spec.scene_id)

@@ -6,12 +6,9 @@ blocks of 256 px. So the tiles last used are kept.
 """
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
@@ -21,60 +18,10 @@ from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.untrusted import DRIVERS
 
 from .rasters import RasterFile, file_state, inspect, read_window
+from .tile_cache import TileCache, touched
 
 LARGEST_TILE = 8 * 2**20
 """Bytes above which a tile is not kept: then windows are read as they come."""
-
-_Key = tuple[RasterFile, tuple[int, int], Window]
-
-
-class TileCache:
-    """The tiles last used, up to so many bytes; may be used by several threads.
-
-    Whoever asks for a tile that another thread is decoding waits for it.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.forget()
-
-    def forget(self) -> None:
-        """Start anew, as a child process must: it may have been forked while the lock was held."""
-        self.held = 0
-        self._lock = Lock()
-        self._tiles: OrderedDict[_Key, Future[Array]] = OrderedDict()
-
-    def get(self, key: _Key, decode: Callable[[], Array]) -> Array:
-        """The tile of a key, decoded where it is not kept; read-only."""
-        with self._lock:
-            known = self._tiles.get(key)
-            if known is not None:
-                self._tiles.move_to_end(key)
-            else:
-                made = self._tiles[key] = Future()
-        if known is not None:
-            return known.result()
-        try:
-            tile = decode()
-        except BaseException as error:
-            with self._lock:
-                self._tiles.pop(key, None)
-            made.set_exception(error)
-            raise
-        tile.flags.writeable = False
-        made.set_result(tile)
-        self._keep(tile.nbytes)
-        return tile
-
-    def _keep(self, nbytes: int) -> None:
-        """Count a tile in, and let the oldest go; those being decoded stay."""
-        with self._lock:
-            self.held += nbytes
-            for key in list(self._tiles):
-                if self.held <= self.limit:
-                    break
-                if self._tiles[key].done():
-                    self.held -= self._tiles.pop(key).result().nbytes
 
 
 CUBES, MASKS = TileCache(32 * 2**20), TileCache(32 * 2**20)
@@ -101,7 +48,7 @@ def read_tiles(file: RasterFile, window: Window, bands: Sequence[int], shape: Sh
     every = range(1, info.count + 1)
     picked = slice(None) if tuple(bands) == tuple(every) else [number - 1 for number in bands]
     state, out = file_state(file.path), None
-    for tile in _touched(window, edge, shape):
+    for tile in touched(window, edge, shape):
         pixels = cache.get((file, state, tile), partial(read_window, file, tile, every, shape))
         shared = tile.overlap(window)
         part = shared.crop(pixels, tile)[picked]
@@ -113,14 +60,3 @@ def read_tiles(file: RasterFile, window: Window, bands: Sequence[int], shape: Sh
     if out is None:
         raise InputError(f"{file}: {window} holds no pixels")
     return out
-
-
-def _touched(window: Window, edge: Shape, shape: Shape) -> list[Window]:
-    """The tiles, cut at the image's edge, that a window lies in."""
-    rows, cols = (
-        range(first - first % step, stop, step)
-        for first, stop, step in zip((window.row, window.col), window.stop, edge, strict=True)
-    )
-    return [
-        Window(row, col, min(edge[0], shape[0] - row), min(edge[1], shape[1] - col)) for row in rows for col in cols
-    ]

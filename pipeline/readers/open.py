@@ -10,6 +10,7 @@ import xarray as xr
 
 from cubeloom.errors import ConfigError, InputError
 
+from . import zarr_remote
 from .base import Source, to_scene
 from .store import open_remote_source
 
@@ -35,7 +36,7 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
             or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, a Sentinel-1 GRD product (SAFE
             folder or ZIP) or backscatter as GeoTIFF, an ENVI file or GeoTIFF whose band tags hold wavelengths, a Zarr
             store that Cubeloom published, or the URL of one that it pushed (`s3://bucket/…/x.zarr`,
-            `icechunk+…://…#…`).
+            `icechunk+…://…#…`) or of an EOPF product (`https://host/…/S2A_MSIL2A_….zarr`, `s3://…`).
         **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` and `bands="common"` for
             Sentinel-2; `offset=` for its chips without metadata; `calibration=`, `grid=` and `crs=` for Sentinel-1;
             `units=` for backscatter that does not state them; `group=` for a store with several grids; `scale=` and
@@ -54,8 +55,11 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
 def open_source(path: str | Path, **options: str) -> Source:
     """The Source that reads `path`; arguments and errors as `open_scene`."""
     if "://" in str(path):
-        _check_options(f"{str(path).partition('://')[0]}://…", open_remote_source, options)
-        return open_remote_source(str(path), **options)
+        eopf = zarr_remote.recognises(str(path))
+        open_url = import_module(".eopf", __package__).open_remote_source if eopf else open_remote_source
+        _check_options(f"{str(path).partition('://')[0]}://…", open_url, options)
+        remote: Source = open_url(str(path), **options)
+        return remote
     reader = reader_of(Path(path))
     _check_options(path, reader.open_source, options)
     source: Source = reader.open_source(Path(path), **options)

@@ -1,9 +1,16 @@
-"""Sentinel-2 in EOPF's Zarr layout: stores written by Zarr as the provider lays them out, against plain xarray."""
+"""Sentinel-2 in EOPF's Zarr layout: stores written by Zarr as the provider lays them out, against plain xarray.
 
+Those behind a network, an S3 server and a web server on loopback, are held against the same product on disk.
+"""
+
+import http.server
 import json
+import pickle  # noqa: TID251 - as Dask sends a source to its workers
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -11,9 +18,10 @@ import xarray as xr
 import zarr
 
 from cubeloom import open_scene
-from cubeloom.errors import ConfigError, InputError
+from cubeloom.errors import ConfigError, InputError, RetryableError
+from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.grids import Window
-from cubeloom.pipeline.readers import open_source
+from cubeloom.pipeline.readers import open_source, zarr_remote
 from cubeloom.pipeline.readers.sentinel2_bands import NATIVE, band_numbers
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.scene import QUALITY_FLAGS, validate_scene
@@ -196,3 +204,182 @@ def test_every_band_on_one_grid(product):
             height, width = (side // 2 for side in fine.shape)
             expected = fine.reshape(height, 2, width, 2).mean(axis=(1, 3))
             np.testing.assert_allclose(common["reflectance"].sel(band=band), expected, atol=6e-5)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def published(request, tmp_path_factory) -> Path:
+    """A product with the consolidated metadata that the provider writes."""
+    path = write(tmp_path_factory.mktemp(f"format{request.param}") / f"{NAME}.zarr", request.param)
+    zarr.consolidate_metadata(path)
+    return path
+
+
+class Web:
+    """A web server of a folder; `broken` are paths that fail so many times with a status, `asked` those asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.broken: dict[str, list[int]] = {}
+        self.redirects: dict[str, str] = {}
+        self.asked: list[str] = []
+        web = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def __init__(self, *args, **options):
+                super().__init__(*args, directory=str(folder), **options)
+
+            def do_GET(self):
+                name = self.path.rpartition("/")[2]
+                web.asked.append(self.path)
+                if web.broken.get(name):
+                    self.send_error(web.broken[name].pop())
+                elif name in web.redirects:
+                    self.send_response(302)
+                    self.send_header("Location", web.redirects[name])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                else:
+                    super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> "Web":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/{NAME}.zarr"
+
+
+@pytest.fixture
+def web(published, monkeypatch):
+    monkeypatch.setenv("CUBELOOM_HOSTS", "http://127.0.0.1")
+    monkeypatch.setenv("CUBELOOM_PRIVATE", "1")
+    monkeypatch.setattr(zarr_remote, "PAUSE", 0.01)
+    with Web(published.parent) as web:
+        yield web
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": "20m", "bands": "all"}, {"grid": "20m", "bands": "common"}])
+def test_it_is_the_scene_on_disk(published, web, options):
+    local, remote = open_scene(published, **options), open_scene(web.url, **options)
+    assert remote.attrs == local.attrs
+    for name in ("reflectance", "quality"):
+        np.testing.assert_array_equal(remote[name].values, local[name].values)
+    np.testing.assert_array_equal(remote["wavelength"], local["wavelength"])
+    assert remote.odc.geobox == local.odc.geobox
+
+
+def test_metadata_are_asked_for_once_and_chunks_as_they_are_needed(web):
+    scene = open_scene(web.url)
+    names = [path.rpartition("/")[2] for path in web.asked]
+    assert names.count(".zmetadata") == 1
+    assert not any(name in (".zarray", ".zattrs") for name in names)
+    web.asked.clear()
+    scene["reflectance"].isel(band=1, y=slice(0, 60), x=slice(0, 60)).compute()
+    assert [path for path in web.asked if "/b02/" in path or "/b04/" in path] == []
+    assert len([path for path in web.asked if "/b03/" in path]) <= 1  # none where it is kept from before
+
+
+def test_it_runs_into_a_store_and_travels_to_workers(published, web, tmp_path):
+    source = pickle.loads(pickle.dumps(open_source(web.url)))
+    assert source.fingerprint() == open_source(web.url).fingerprint() != open_source(published).fingerprint()
+    run_to_store(source, [], tmp_path / "out.zarr")
+    stored = open_scene(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(stored["reflectance"].values, open_scene(published)["reflectance"].values)
+
+
+def test_what_fails_in_passing_is_asked_for_again(published, web, tmp_path):
+    copy = tmp_path / "other" / f"{NAME}.zarr"  # of another address, so that no chunk is kept
+    shutil.copytree(published, copy)
+    with Web(copy.parent) as other:
+        other.broken = {".zmetadata": [503, 503], "zarr.json": [503]}
+        scene = open_scene(other.url)
+        chunk = "0.0" if (published / ".zgroup").exists() else "0"
+        other.broken = {chunk: [500, 503]}
+        np.testing.assert_array_equal(scene["reflectance"].values, open_scene(published)["reflectance"].values)
+        other.broken = {".zmetadata": [503] * 9}
+        with pytest.raises(RetryableError, match="503"):
+            open_scene(other.url)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"CUBELOOM_HOSTS": ""}, "plain http is refused"),
+        ({"CUBELOOM_HOSTS": "https://127.0.0.1"}, "plain http is refused"),
+        ({"CUBELOOM_PRIVATE": ""}, "no public address"),
+    ],
+)
+def test_only_listed_hosts_are_asked(web, monkeypatch, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        open_scene(web.url)
+    assert web.asked == []
+
+
+def test_redirects_stay_on_listed_hosts(web):
+    web.redirects = dict.fromkeys((".zmetadata", "zarr.json"), "http://169.254.169.254/latest/meta-data")
+    with pytest.raises(InputError, match="plain http is refused"):
+        open_scene(web.url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/x.zarr", "https://objects.eodc.eu/S2A_MSIL2A_x.zarr?token=secret"]
+)
+def test_other_urls_are_refused_without_being_asked(url):
+    with pytest.raises((ConfigError, InputError)) as caught:
+        open_scene(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_product_without_consolidated_metadata_is_refused(published, web, tmp_path):
+    copy = tmp_path / f"{NAME}.zarr"
+    shutil.copytree(published, copy)
+    for name in (".zmetadata", "zarr.json"):
+        (copy / name).unlink(missing_ok=True)
+    with Web(tmp_path) as bare, pytest.raises(InputError, match="consolidated"):
+        open_scene(bare.url)
+
+
+def test_hostile_metadata_are_refused_before_a_chunk_is_asked_for(published, web, tmp_path):
+    copy = tmp_path / f"{NAME}.zarr"
+    shutil.copytree(published, copy)
+    for document in (copy / ".zmetadata", copy / "zarr.json"):
+        if document.exists():
+            document.write_text(document.read_text().replace('"zstd"', '"pickle"').replace('"blosc"', '"pickle"'))
+    with Web(tmp_path) as hostile:
+        with pytest.raises(InputError, match="packed by 'pickle'"):
+            open_scene(hostile.url)
+        assert all(urlsplit(path).path.endswith((".zmetadata", "zarr.json")) for path in hostile.asked)
+
+
+def test_it_is_read_from_a_bucket(tmp_path, object_server, monkeypatch):
+    pytest.importorskip("obstore")
+    published = write(tmp_path / f"{NAME}.zarr", 3)
+    zarr.consolidate_metadata(published)
+    with object_server.ObjectServer() as server, object_server.Link(server.port) as link:
+        for name, value in link.environment.items():
+            monkeypatch.setenv(name, value)
+        bucket = "eopf"
+        server.client.create_bucket(Bucket=bucket)
+        for file in sorted(path for path in published.rglob("*") if path.is_file()):
+            key = f"products/{NAME}.zarr/{file.relative_to(published).as_posix()}"
+            server.client.put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
+        remote = open_scene(f"s3://{bucket}/products/{NAME}.zarr", grid="20m")
+        local = open_scene(published, grid="20m")
+        for name in ("reflectance", "quality"):
+            np.testing.assert_array_equal(remote[name].values, local[name].values)

@@ -12,9 +12,10 @@ from rasterio.transform import from_origin
 from cubeloom.errors import InputError
 from cubeloom.pipeline.encoding import REFLECTANCE
 from cubeloom.pipeline.grids import Window
-from cubeloom.pipeline.readers.jp2_tiles import TileCache, read_tiles
+from cubeloom.pipeline.readers.jp2_tiles import read_tiles
 from cubeloom.pipeline.readers.rasters import RasterFile, file_state
 from cubeloom.pipeline.readers.sentinel2_decoding import Decoding
+from cubeloom.pipeline.readers.tile_cache import TileCache
 
 SHAPE = (150, 210)
 
