@@ -84,6 +84,8 @@ class CatalogItem:
     collection: str
     self_path: Path
     roots: tuple[Path, ...] = field(default=(), repr=False)
+    guides: Mapping[str, "CatalogItem"] = field(default_factory=dict, repr=False)
+    no_guide: str = ""
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -169,6 +171,7 @@ class CatalogItem:
                     "so a changed product could not be told from an old one; `cubeloom scan` writes checksums"
                 )
             marks = [f"{self.collection}/{self.id}={updated}"]
+        marks += [f"guide {name}={guide.content_key()}" for name, guide in sorted(self.guides.items())]
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 

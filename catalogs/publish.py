@@ -36,7 +36,8 @@ class ProductRecord:
         software: name to version.
         classes: classes of the map, if the product holds one.
         pictures: PNGs by asset key; `thumbnail` is the one to show first.
-        source: the item that the product was made from; its licence and attribution are carried over.
+        source: the item that the product was made from, with its guides; its licence and the credits of all of them are
+            carried over.
         created: when the product was made.
         properties: further item properties, such as model digests.
     """
@@ -121,14 +122,13 @@ def _write_collection(out: Path, workflow: str, paths: Sequence[Path]) -> None:
 
 
 def _inherited(source: CatalogItem | None) -> Document:
-    """Licence and credit of the source, which hold for what is made of it."""
+    """Licence of the source, and credits of it and its guides, which hold for what is made of them."""
     if source is None:
         return {}
-    return {
-        key: source.properties[key]
-        for key in ("license", "cubeloom:licence", "attribution")
-        if key in source.properties
-    }
+    kept = {key: source.properties[key] for key in ("license", "cubeloom:licence") if key in source.properties}
+    credited = [item.properties.get("attribution") for item in (source, *source.guides.values())]
+    told = "; ".join(dict.fromkeys(str(credit) for credit in credited if credit))
+    return kept | ({"attribution": told} if told else {})
 
 
 def _assets(product: ProductRecord, path: Path) -> Document:
@@ -171,7 +171,6 @@ def _links(product: ProductRecord, path: Path) -> list[Document]:
         link("parent", collection, JSON),
         link("collection", collection, JSON),
     ]
-    if product.source is not None:
-        href = relative_href(product.source.self_path, path)
-        found.append(link("derived_from", href, GEOJSON, product.source.id))
+    sources = [product.source, *product.source.guides.values()] if product.source is not None else []
+    found += [link("derived_from", relative_href(item.self_path, path), GEOJSON, item.id) for item in sources]
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .grids import STATISTICS_BLOCK, Shape, Window
+from .grids import Shape, Window
 from .regrid import Shift
 
 FloatImage = npt.NDArray[np.float32]
@@ -25,7 +25,8 @@ Mask = npt.NDArray[np.bool_]
 Turns = npt.NDArray[np.complex64]
 
 LARGEST_WINDOW = 64
-"""Edge, px, of a window; a smaller scene has smaller ones."""
+SMALLEST_WINDOW = 16
+"""Edges, px, of windows; a smaller scene has smaller ones."""
 
 LOWEST, HIGHEST = 0.03, 0.25
 """Frequencies that count, cycles a pixel: below, windows see slopes and haze; above, sensors see noise and aliases."""
@@ -44,8 +45,8 @@ _FINEST = 1e-4
 
 
 def window_edge(shape: Shape) -> int:
-    """Edge, px, of the windows in a scene of this shape: a power of two."""
-    return int(min(LARGEST_WINDOW, 2 ** int(log2(min(*shape, STATISTICS_BLOCK)))))
+    """Edge, px, of the windows in a scene of this shape: a power of two, of which the scene holds some."""
+    return min(LARGEST_WINDOW, 2 ** int(log2(max(min(shape) // 4, min(*shape, SMALLEST_WINDOW)))))
 
 
 def windows(core: Window, edge: int) -> list[Window]:

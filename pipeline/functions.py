@@ -28,7 +28,7 @@ def _checked(cls: type[S], parameters: dict[str, Any]) -> S:
         raise ConfigError(f"{cls.name}: {explain(error, cls)}") from None
 
 
-def pair(scene: xr.Dataset, guide: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+def pair(scene: xr.Dataset, guide: xr.Dataset, /, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Bring a scene of another sensor onto a scene's grid, or one a whole number of times finer; gives that guide.
 
     With `coregister="correct"` it lies where the two were found to agree. What it gives is a Scene like any other,

@@ -135,6 +135,13 @@ def class_map(scene: xr.Dataset) -> Image:
     return np.asarray(table[codes])
 
 
+def write_guide_quicklooks(scene: xr.Dataset, name: str, folder: Path) -> dict[str, Path]:
+    """Write the composites of a guide among the pictures of the Scene that it goes with, as `truecolour_<name>`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {f"{kind}_{name}": image for kind, image in _composites(scene).items()}
+    return {key: write_png(image, folder / f"{key}.png") for key, image in pictures.items()}
+
+
 def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
     """Write the pictures of a Scene: composites of the measurement and of the subject, the class map, a thumbnail.
 

@@ -55,6 +55,7 @@ def run(
     from cubeloom.catalogs.items import parse_bbox, read_catalog, select_items
 
     from .console import counted, parse_bytes, print_json, say, watched
+    from .pairing import paired
     from .run import RunOptions
     from .run import run as run_workflow
     from .schema import load_workflow

@@ -1,7 +1,7 @@
 """A Scene's description in the words of its STAC item."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cubeloom.catalogs.publish import ProductRecord
 from cubeloom.catalogs.records import BandRecord, ClassRecord, GridRecord, LonLat, SceneFacts, finite
 from cubeloom.pipeline.quicklook import class_legend, hex_colour
 from cubeloom.pipeline.scene import SceneSpec
+from cubeloom.pipeline.stages.base import Fact
 
 
 def scene_facts(spec: SceneSpec) -> SceneFacts:
@@ -128,6 +129,7 @@ def product_record(
     identity: str,
     commit_sha256: str,
     pictures: dict[str, Path] | None = None,
+    facts: Mapping[str, Mapping[str, Fact]] | None = None,
     properties: dict[str, Any] | None = None,
 ) -> ProductRecord:
     """The record of a published store.
@@ -140,6 +142,7 @@ def product_record(
         identity: digest (hex) of the product.
         commit_sha256: digest (hex) of the store's commit record.
         pictures: PNGs by asset key.
+        facts: what the steps found out of the whole scene.
         properties: further item properties.
     """
     from importlib.metadata import version
@@ -158,13 +161,18 @@ def product_record(
         facts=scene_facts(spec),
         bands=band_records(spec),
         created=datetime.now(UTC).replace(microsecond=0),
-        history=spec.history,
+        history=(*spec.history, *(_found(step, told) for step, told in (facts or {}).items())),
         software=software,
         classes=class_records(spec),
         pictures=pictures or {},
         source=source,
-        properties=properties or {},
+        properties={**(properties or {}), **{f"cubeloom:{step}": dict(told) for step, told in (facts or {}).items()}},
     )
+
+
+def _found(step: str, facts: Mapping[str, Fact]) -> str:
+    """What a step found out, as a line of the product's history."""
+    return f"{step} found: {', '.join(f'{name} {value}' for name, value in facts.items())}"
 
 
 def class_records(spec: SceneSpec) -> tuple[ClassRecord, ...]:

@@ -51,6 +51,7 @@ class SceneSummary:
         spectra, noise, classes: what was sampled; None or empty where nothing was.
         item: the product's STAC item.
         steps: the product's history.
+        facts: what the steps found out of the whole scene, by their names.
         licence, attribution: of the source.
         warnings: what went wrong beside the product.
     """
@@ -71,6 +72,7 @@ class SceneSummary:
     classes: tuple[ClassShare, ...] = ()
     item: Path | None = None
     steps: tuple[str, ...] = ()
+    facts: Mapping[str, Mapping[str, float | int | str]] = field(default_factory=dict)
     licence: str = ""
     attribution: str = ""
     warnings: tuple[str, ...] = ()

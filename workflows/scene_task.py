@@ -22,6 +22,7 @@ from cubeloom.catalogs.items import CatalogItem
 from cubeloom.catalogs.publish import publish_item
 from cubeloom.errors import ConfigError, CubeloomError, InputError, RetryableError, Stopped, StoreError
 from cubeloom.pipeline import store
+from cubeloom.pipeline.chunks import overview_group
 from cubeloom.pipeline.clock import Clock
 from cubeloom.pipeline.engine import execute
 from cubeloom.pipeline.executor import Executor
@@ -30,7 +31,7 @@ from cubeloom.pipeline.guided import with_guides
 from cubeloom.pipeline.journal import Progress, inference_summary
 from cubeloom.pipeline.overviews import overview_factors
 from cubeloom.pipeline.plan import Plan, make_plan
-from cubeloom.pipeline.quicklook import write_quicklooks
+from cubeloom.pipeline.quicklook import write_guide_quicklooks, write_quicklooks
 from cubeloom.pipeline.readers import Source, open_scene, open_source
 from cubeloom.pipeline.stages.base import Fact
 from cubeloom.secrets import redact
@@ -225,6 +226,10 @@ class SceneTask:
             try:
                 overview = open_overview(product, plan.groups[0].shape)
                 pictures = write_quicklooks(overview, product.with_suffix(".quicklooks"))
+                for name, guide in plan.specs[-1].guides.items():
+                    if guide.group:
+                        shown = open_overview(product, guide.shape, group=guide.group)
+                        pictures |= write_guide_quicklooks(shown, name, product.with_suffix(".quicklooks"))
             except Exception as error:  # noqa: BLE001 - a picture must not cost the product
                 result.warnings.append(f"no quicklooks: {describe(error)}")
             record = product_record(
@@ -279,17 +284,20 @@ def _fell_back(inference: dict[str, Any]) -> str:
     )
 
 
-def open_overview(product: str | Path, shape: Shape | None = None, longest_side: int = 600) -> xr.Dataset:
-    """The coarsest level of a store that is still `longest_side` px or more, or the native grid.
+def open_overview(
+    product: str | Path, shape: Shape | None = None, longest_side: int = 600, group: str = ""
+) -> xr.Dataset:
+    """The coarsest level of a store's group that is still `longest_side` px or more, or its own grid.
 
     Args:
         product: the store.
-        shape: of its native grid, px, where it is known: to open a store takes some 20 ms.
+        shape: of the group's grid, px, where it is known: to open a store takes some 20 ms.
         longest_side: px.
+        group: such as that of a guide; empty for the native grid.
     """
-    shape = shape or open_source(product).spec.shape
+    shape = shape or open_source(product, group=group).spec.shape
     fitting = [factor for factor in overview_factors(shape) if max(shape) // factor >= longest_side]
-    return open_scene(product, group=f"overviews/{fitting[-1]}") if fitting else open_scene(product)
+    return open_scene(product, group=overview_group(group, fitting[-1]) if fitting else group)
 
 
 def open_item(workflow: Workflow, item: CatalogItem) -> Source:

@@ -91,6 +91,7 @@ def _scene_record(scene: SceneResult, out: Path) -> dict[str, Any]:
         "resumed_blocks": scene.resumed_blocks,
         "bytes": scene.nbytes,
         "clipped": scene.clipped,
+        "facts": scene.facts,
         "peak_mib": round(scene.peak_mib, 1),
         "warnings": scene.warnings,
     }
@@ -140,6 +141,7 @@ def _with_product(known: SceneSummary, item: Path, product: Path, elsewhere: str
         steps=tuple(str(told.get("processing:lineage", "")).splitlines()),
         licence=str(told.get("cubeloom:licence") or told.get("license") or ""),
         attribution=str(told.get("attribution") or ""),
+        facts={key.partition(":")[2]: value for key, value in told.items() if _is_found(key, value)},
     )
     if not sampled:
         return shown
@@ -147,6 +149,11 @@ def _with_product(known: SceneSummary, item: Path, product: Path, elsewhere: str
     scene, overview = open_scene(place), open_overview(place)
     classes = class_shares(overview) if "classes" in overview else ()
     return _replaced(shown, spectra=sample_spectra(scene, overview=overview), classes=classes)
+
+
+def _is_found(key: str, value: object) -> bool:
+    """Whether an item's property is what a step found out."""
+    return key.startswith("cubeloom:") and isinstance(value, dict)
 
 
 def _title(told: Mapping[str, Any]) -> str:

@@ -34,6 +34,8 @@ ASKED = frozenset({"B01", "B04", "B10", "B12"})
 LEAST = 64
 """Pixels that a judgement needs."""
 SAMPLE_EDGE = 256
+MIXED = 3
+"""Pixels of a thinned image that "no data" beside them has reached."""
 
 
 class OffsetWarning(UserWarning):
@@ -149,4 +151,11 @@ def sample(file: RasterFile, band: int = 1) -> Array:
         pixels: Array = dataset.read(band, out_shape=shape)
     except RasterioError as error:
         raise InputError(f"{file}: cannot be read ({error.__cause__ or error}); damaged or cut short") from error
-    return pixels
+    return pixels if pixels.shape == dataset.shape else _unmixed(pixels)
+
+
+def _unmixed(pixels: Array) -> Array:
+    """Without what lies beside "no data": in thinned images that has gone into its numbers, and makes them dark."""
+    from scipy.ndimage import binary_dilation
+
+    return np.where(binary_dilation(pixels == 0, iterations=MIXED), 0, pixels)

@@ -101,7 +101,7 @@ def read_all(path: Path, group: str) -> dict[str, np.ndarray]:
     return {str(name): variable.values for name, variable in opened.data_vars.items()}
 
 
-GUIDED = {"fuse"}
+GUIDED = {"fuse", "pair"}
 """Stages that take a second scene, which tests of their own hold to the same."""
 
 ALONE = [name for name in stage_names() if name not in GUIDED]
