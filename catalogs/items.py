@@ -28,6 +28,10 @@ _PRODUCT_KEYS = ("product", "metadata", "image")
 """Asset keys that `open_scene` can be given, the best first: an archive or store, METADATA.XML, the cube itself."""
 
 
+_RASTERS = (".tif", ".tiff", ".jp2")
+"""Suffixes of files that hold a band each."""
+
+
 @dataclass(frozen=True)
 class Asset:
     """A file of an item.
@@ -111,10 +115,9 @@ class CatalogItem:
 
     def _item_beside_files(self) -> Path | None:
         """The item's JSON that lies with its files: `<id>.json` in their folder, or this document; None if neither."""
-        folders = set()
-        for asset in self.assets.values():
-            if not asset.is_picture and not is_remote(asset.href):
-                folders.add(local_path(asset.href, self.self_path).parent)
+        local = [asset for asset in self.assets.values() if not asset.is_picture and not is_remote(asset.href)]
+        paths = [local_path(asset.href, self.self_path) for asset in local]
+        folders = {path.parent for path in paths if path.suffix.lower() in _RASTERS}
         own = self.self_path.resolve()
         candidates = [next(iter(folders)) / f"{self.id}.json"] if len(folders) == 1 else []
         if folders and all(folder.is_relative_to(own.parent) for folder in folders):
