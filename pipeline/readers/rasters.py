@@ -19,6 +19,9 @@ from cubeloom.pipeline.encoding import Array
 from cubeloom.pipeline.grids import CHUNK, Shape, Window
 from cubeloom.untrusted import DRIVERS, open_raster
 
+from .tiff_blocks import read_blocks
+from .tiff_layout import tiff_layout
+
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
@@ -135,17 +138,33 @@ def read_window(
             f"{file}: has {dataset.count} bands where the cube has at least {max(bands)}; the files do not belong "
             "together"
         )
+    fits = out is not None and set(dataset.dtypes) == {str(out.dtype)}
+    plain = _read_plain(file, dataset, window, bands, out if fits else None)
+    if plain is not None:
+        return plain
     part = RasterioWindow(window.col, window.row, window.width, window.height)
     try:
         with Env():  # GDAL's own warnings about a damaged file go to Python's logging, not to standard error
-            fits = out is not None and set(dataset.dtypes) == {str(out.dtype)}
-        pixels: Array = dataset.read(list(bands), window=part, out=out if fits else None)
+            pixels: Array = dataset.read(list(bands), window=part, out=out if fits else None)
     except RasterioError as error:
         raise InputError(
             f"{file}: cannot read rows {window.row}-{window.stop[0] - 1}, columns {window.col}-{window.stop[1] - 1} "
             f"({error.__cause__ or error}); the file is damaged or cut short: fetch it again"
         ) from error
     return pixels
+
+
+def _read_plain(
+    file: RasterFile, dataset: "DatasetReader", window: Window, bands: Sequence[int], out: Array | None
+) -> Array | None:
+    """The pixels of a file that needs no GDAL to be decoded; None of any other, and of a damaged one."""
+    layout = None if file.member or dataset.driver != "GTiff" else tiff_layout(file.path, *file_state(file.path))
+    if layout is None or (layout.count, layout.shape) != (dataset.count, dataset.shape):
+        return None
+    if set(dataset.dtypes) != {str(layout.dtype)}:
+        return None
+    pixels = np.empty((len(bands), *window.shape), layout.dtype) if out is None else out
+    return pixels if read_blocks(file.path, layout, window, bands, pixels) else None
 
 
 class _Handles(threading.local):
