@@ -19,7 +19,7 @@ from .sentinel1_calibration import CALIBRATIONS, NOISE_HANDLING, Radiometry, par
 from .sentinel1_geolocation import Geocoding, MapModel, map_crs, map_grid
 from .sentinel1_metadata import ImageMetadata, ProductMetadata, parse_annotation, parse_manifest
 from .sentinel1_safe import ImageFiles
-from .sentinel1_sampling import RESAMPLING, mean_of_blocks, sample, source_window
+from .sentinel1_sampling import RESAMPLING, Samples, mean_of_blocks, source_window, within
 from .sentinel1_scene import band_names, radar_bands
 from .sentinel2_safe import SafeFiles
 from .sentinel2_scene import credit
@@ -327,9 +327,9 @@ class Sentinel1Source:
         found = np.full((len(images), *line.shape), np.nan, np.float32)
         window = source_window(line, pixel, self.how.shape)
         if window is not None:
+            samples = Samples.at(line, pixel, window, self.how.shape, nearest=self.how.nearest)
             for layer, image in zip(found, images, strict=True):
-                values = self._backscatter(image, window)
-                layer[:] = sample(values, window, line, pixel, self.how.shape, nearest=self.how.nearest)
+                layer[:] = samples.of(self._backscatter(image, window))
         return found
 
     def _backscatter(self, image: Image, window: Window) -> Array:
@@ -345,8 +345,7 @@ class Sentinel1Source:
         return values
 
     def _incidence(self, line: Array, pixel: Array) -> Array:
-        points, (height, width) = self.geocoding.model.points, self.how.shape
-        inside = (line >= -0.5) & (line < height - 0.5) & (pixel >= -0.5) & (pixel < width - 0.5)
+        points, inside = self.geocoding.model.points, within(line, pixel, self.how.shape)
         return np.where(inside, points.at(points.incidence, line, pixel), np.nan).astype(np.float32)
 
     def files(self) -> list[Path]:

@@ -48,8 +48,10 @@ class VectorTable:
         share = np.clip((rows - self.lines[above]) / (self.lines[above + 1] - self.lines[above]), 0, 1)[:, None]
         first, last = int(above.min()), int(above.max()) + 1
         along = np.stack([np.interp(cols, self.pixels[at], self.values[at]) for at in range(first, last + 1)])
-        upper, lower = along[above - first], along[above - first + 1]
-        return np.asarray(upper + (lower - upper) * share)
+        found = np.diff(along, axis=0)[above - first]
+        found *= share
+        found += along[above - first]
+        return np.asarray(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
 """Values of an image at positions between its pixels."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,35 +29,64 @@ def within(line: FloatArray, pixel: FloatArray, shape: Shape) -> npt.NDArray[np.
     return np.asarray((line >= -0.5) & (line < shape[0] - 0.5) & (pixel >= -0.5) & (pixel < shape[1] - 0.5))
 
 
-def sample(
-    image: FloatArray, window: Window, line: FloatArray, pixel: FloatArray, shape: Shape, *, nearest: bool
-) -> FloatArray:
-    """Values at positions, from the pixels of `window` of the image.
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Positions in a window of an image, found once for all images of its size.
 
     Bilinear values are means of the pixels around that have one. Where the nearest pixel has none, or the position lies
     outside the image, there is no value.
+
+    Attributes:
+        inside: positions that lie on a pixel of the image.
+        closest: the nearest pixel, as its number in the window.
+        around: numbers of the four pixels around, and the share of each; none where the nearest pixel is taken.
     """
-    row, col = (np.floor(part + 0.5).astype(np.intp) for part in (line, pixel))
-    inside = within(line, pixel, shape)
-    row, col = np.where(inside, row - window.row, 0), np.where(inside, col - window.col, 0)
-    closest = np.where(inside, image[row, col], np.nan)
-    if nearest:
-        return closest
-    total, weight = np.zeros_like(closest), np.zeros_like(closest)
-    top, left = np.floor(line), np.floor(pixel)
-    for down in (0, 1):
-        rows, high = _clipped(top + down, window.row, window.height), 1 - np.abs(line - top - down)
-        for right in (0, 1):
-            cols = _clipped(left + right, window.col, window.width)
-            value = image[rows, cols]
-            share = np.where(np.isnan(value), 0, high * (1 - np.abs(pixel - left - right)))
-            total += share * np.where(np.isnan(value), 0, value)
-            weight += share
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(np.isnan(closest), np.nan, total / weight)
+
+    inside: npt.NDArray[np.bool_]
+    closest: npt.NDArray[np.intp]
+    around: tuple[tuple[npt.NDArray[np.intp], FloatArray], ...]
+
+    @classmethod
+    def at(cls, line: FloatArray, pixel: FloatArray, window: Window, shape: Shape, *, nearest: bool) -> "Samples":
+        """Positions in an image of `shape`, whose pixels in `window` will be given."""
+        inside = within(line, pixel, shape)
+        row, col = (np.floor(part + 0.5) for part in (line, pixel))
+        closest = _placed(row, window.row, window.height) * window.width + _placed(col, window.col, window.width)
+        if nearest:
+            return cls(inside, closest, ())
+        top, left = np.floor(line), np.floor(pixel)
+        down, right = line - top, pixel - left
+        rows = [(_placed(top + step, window.row, window.height) * window.width) for step in (0, 1)]
+        cols = [_placed(left + step, window.col, window.width) for step in (0, 1)]
+        high, wide = (1 - down, down), (1 - right, right)
+        around = tuple((rows[i] + cols[j], high[i] * wide[j]) for i in (0, 1) for j in (0, 1))
+        return cls(inside, closest, around)
+
+    def of(self, image: FloatArray) -> FloatArray:
+        """Values of an image's window, NaN where there is none.
+
+        They depend on the pixels around alone, to the bit: where all pixels have a value the sum of the shares is taken
+        in the same order.
+        """
+        flat = np.ascontiguousarray(image).ravel()
+        closest = flat.take(self.closest, mode="clip")
+        if not self.around:
+            return np.where(self.inside, closest, np.nan)
+        missing = np.isnan(flat)
+        gaps = bool(missing.any())
+        filled, known = (np.where(missing, 0, flat), 1.0 - missing) if gaps else (flat, flat)
+        total, weight = np.zeros_like(closest), np.zeros_like(closest)
+        for number, share in self.around:
+            total += share * filled.take(number, mode="clip")
+            weight += share * known.take(number, mode="clip") if gaps else share
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total /= weight
+        total[~self.inside | np.isnan(closest)] = np.nan
+        return total
 
 
-def _clipped(place: FloatArray, first: int, size: int) -> npt.NDArray[np.intp]:
+def _placed(place: FloatArray, first: int, size: int) -> npt.NDArray[np.intp]:
+    """Rows or columns inside a window; those beyond it at its edge."""
     return np.clip(place - first, 0, size - 1).astype(np.intp)
 
 

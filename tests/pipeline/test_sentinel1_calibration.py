@@ -16,7 +16,7 @@ from cubeloom.pipeline.readers import sentinel1_geolocation as geolocation
 from cubeloom.pipeline.readers.sentinel1_border import border
 from cubeloom.pipeline.readers.sentinel1_calibration import Radiometry, parse_calibration, parse_noise
 from cubeloom.pipeline.readers.sentinel1_metadata import parse_annotation, parse_manifest
-from cubeloom.pipeline.readers.sentinel1_sampling import sample
+from cubeloom.pipeline.readers.sentinel1_sampling import Samples
 from cubeloom.pipeline.readers.xml_tree import Node
 from cubeloom.untrusted import Element, parse_xml
 
@@ -218,7 +218,7 @@ def test_samples_between_pixels_are_means_of_those_that_there_are():
     image = np.array([[1.0, 2, 3], [4, 5, np.nan], [7, 8, 9]])
     line, pixel = np.array([[0.0, 0.5, 1.0, 1.0, 2.4, 2.6, -0.6]]), np.array([[0.25, 0.5, 1.25, 1.75, 2.4, 1.0, 1.0]])
     window = Window(0, 0, 3, 3)
-    found = sample(image, window, line, pixel, (3, 3), nearest=False)
+    found = Samples.at(line, pixel, window, (3, 3), nearest=False).of(image)
     np.testing.assert_allclose(found, [[1.25, 3.0, 5.0, np.nan, 9.0, np.nan, np.nan]])
-    nearest = sample(image, window, line, pixel, (3, 3), nearest=True)
+    nearest = Samples.at(line, pixel, window, (3, 3), nearest=True).of(image)
     np.testing.assert_allclose(nearest, [[1.0, 5.0, 5.0, np.nan, 9.0, np.nan, np.nan]])
