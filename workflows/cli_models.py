@@ -98,7 +98,10 @@ def evaluate_classify(
     ],
     out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and figure.png.")],
     methods: Annotated[
-        str, typer.Option(help="Some of random_forest, svm, cnn1d, cnn2d, freenet, adapter:MODEL, with +OPTION=VALUE.")
+        str,
+        typer.Option(
+            help="Some of random_forest, rotated_forests, svm, cnn1d, cnn2d, freenet, adapter:MODEL, with +KEY=VALUE."
+        ),
     ] = "random_forest,svm,cnn1d,cnn2d,freenet",
     splits: Annotated[
         str, typer.Option(help="Some of random, blocks, tiles, given, or a YAML file of test tiles.")
