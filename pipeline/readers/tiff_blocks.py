@@ -23,7 +23,10 @@ from .tiff_layout import NO_COMPRESSION, ZSTD, TiffLayout
 _MOST_DECODED = 2
 """Decoded pixels for each one wanted. Beyond, the blocks are wanted in parts, for which GDAL keeps them."""
 _AT_ONCE = 2**19
-"""Bytes of blocks that are decoded before their predictor is undone: what stays in a core's cache."""
+"""Bytes of strips that are decoded before their predictor is undone: what stays in a core's cache."""
+
+_MOST_STORED, _SLACK = 2, 4096
+"""Bytes of the file that are read at once for each decoded one, and beside them."""
 
 
 def read_blocks(path: Path, layout: TiffLayout, window: Window, bands: Sequence[int], out: Array) -> bool:
@@ -67,7 +70,7 @@ def _codecs() -> ModuleType | None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some blocks, one below the other, of which a window wants some pixels.
+    """One tile, or strips one below the other, of which a window wants some pixels.
 
     Attributes:
         rows: their rows in the grid of blocks.
@@ -88,7 +91,7 @@ class _Piece:
 
 def _pieces(layout: TiffLayout, window: Window) -> Iterator[_Piece]:
     (height, width), (last_row, last_col) = layout.block, (stop - 1 for stop in window.stop)
-    step = max(1, _AT_ONCE // (height * width * layout.dtype.itemsize))
+    step = 1 if layout.tiled else max(1, _AT_ONCE // (height * width * layout.dtype.itemsize))  # strips lie in a row
     rows = range(window.row // height, last_row // height + 1)
     for first in rows[::step]:
         part = range(first, min(first + step, rows.stop))
@@ -104,7 +107,9 @@ class _Reader:
 
     def __init__(self, file: FileIO, layout: TiffLayout, pieces: Sequence[_Piece], codecs: ModuleType) -> None:
         self.file, self.layout, self.codecs = file, layout, codecs
-        self.numbers = np.empty(max(piece.shape[0] * piece.shape[1] for piece in pieces), layout.dtype)
+        self.decode = codecs.zstd_decode if layout.compression == ZSTD else codecs.deflate_decode
+        self.block_bytes = prod(layout.block) * layout.dtype.itemsize
+        self.decoded = np.empty(max(len(piece.rows) for piece in pieces) * self.block_bytes, np.uint8)
         self.stored = np.empty(0, np.uint8)
 
     def read(self, band: int, piece: _Piece, out: Array) -> None:
@@ -114,10 +119,8 @@ class _Reader:
             ValueError: a block is missing, or has not the bytes that it should have.
             RuntimeError: a block cannot be decompressed.
         """
-        height, width = self.layout.block
-        numbers = self.numbers[: piece.shape[0] * width].reshape(piece.shape)
-        for place, row in enumerate(piece.rows):
-            self._decode((band, row, piece.col), numbers[place * height : (place + 1) * height])
+        self._decode(band, piece)
+        numbers = self.decoded[: len(piece.rows) * self.block_bytes].view(self.layout.dtype).reshape(piece.shape)
         rows, cols = piece.wanted.slices
         if not self.layout.differences:
             np.copyto(out, numbers[rows, cols])
@@ -126,25 +129,36 @@ class _Reader:
         else:
             np.copyto(out, self.codecs.delta_decode(numbers[rows, : cols.stop], axis=1)[:, cols])
 
-    def _decode(self, block: tuple[int, int, int], numbers: Array) -> None:
-        """One block into `numbers`, of which the last strip of an image fills only some rows."""
-        layout = self.layout
-        if not layout.tiled:
-            numbers = numbers[: layout.shape[0] - block[1] * layout.block[0]]
-        target = numbers.reshape(-1).view(np.uint8)
-        size = int(layout.sizes[block])
-        if not 0 < size <= 2 * target.nbytes + 1024:
-            raise ValueError("no block is so large")
-        self.file.seek(int(layout.offsets[block]))
-        if layout.compression == NO_COMPRESSION:
-            if size != target.nbytes or self.file.readinto(target.data) != size:
-                raise ValueError("a block has not its size")
-            return
+    def _decode(self, band: int, piece: _Piece) -> None:
+        """The blocks of a piece, one after the other."""
+        first, stored = self._stored(band, piece)
+        offsets = self.layout.offsets[band, piece.rows.start : piece.rows.stop, piece.col].tolist()
+        sizes = self.layout.sizes[band, piece.rows.start : piece.rows.stop, piece.col].tolist()
+        for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+            start = number * self.block_bytes
+            target = self.decoded[start : start + self._bytes_of(piece.rows[number])]
+            data = stored[offset - first : offset - first + size]
+            if self.layout.compression == NO_COMPRESSION:
+                target[:] = data  # of another size: a ValueError
+            elif len(self.decode(data, out=target)) != target.size:
+                raise ValueError("a block has too few numbers")
+
+    def _bytes_of(self, row: int) -> int:
+        """Bytes of a decoded block; the last strip of an image has the rows that are left."""
+        rows, width = self.layout.block
+        left = self.layout.shape[0] - row * rows
+        return self.block_bytes if self.layout.tiled or left >= rows else left * width * self.layout.dtype.itemsize
+
+    def _stored(self, band: int, piece: _Piece) -> tuple[int, Array]:
+        """Bytes of the file that hold the blocks of a piece, and where the first of them stands."""
+        part = band, slice(piece.rows.start, piece.rows.stop), piece.col
+        offsets, sizes = self.layout.offsets[part], self.layout.sizes[part]
+        first, size = int(offsets.min()), int((offsets + sizes).max() - offsets.min())
+        if sizes.min() < 1 or first < 1 or size > _MOST_STORED * len(piece.rows) * self.block_bytes + _SLACK:
+            raise ValueError("blocks are missing, or lie apart")
         if self.stored.size < size:
             self.stored = np.empty(2 * size, np.uint8)
-        stored = self.stored[:size]
-        if self.file.readinto(stored.data) != size:
-            raise ValueError("the file ends before the block does")
-        decode = self.codecs.zstd_decode if layout.compression == ZSTD else self.codecs.deflate_decode
-        if len(decode(stored, out=target)) != target.nbytes:
-            raise ValueError("a block has too few numbers")
+        self.file.seek(first)
+        if self.file.readinto(self.stored[:size].data) != size:
+            raise ValueError("the file ends before the blocks do")
+        return first, self.stored[:size]

@@ -28,6 +28,8 @@ _KNOWN = frozenset(range(_WIDTH, _PREDICTOR + 1)) | {*range(_TILE_WIDTH, _TILE_C
 """Tags that are looked at; those of georeferencing, colours and texts say nothing of how numbers are laid."""
 
 _MOST_TAGS = 1000
+_LARGEST_NUMBER = 2**62
+"""Two of them add up to an int64."""
 _TYPES = {1: "<u1", 3: "<u2", 4: "<u4", 16: "<u8"}
 """TIFF's types of whole numbers: BYTE, SHORT, LONG, and BigTIFF's LONG8."""
 
@@ -133,7 +135,7 @@ class _Directory:
         if nbytes > self.inline:
             value = self._bytes(int.from_bytes(value, "little"), nbytes)
         numbers = np.frombuffer(value[:nbytes], dtype)
-        if (numbers > np.iinfo(np.int64).max).any():
+        if (numbers > _LARGEST_NUMBER).any():
             raise _Unusual
         return numbers.astype(np.int64)
 
