@@ -20,7 +20,8 @@ import seeds  # noqa: E402
 from targets import TARGETS  # noqa: E402
 from watch import MisbehavedError, watched  # noqa: E402
 
-EXAMPLES = {"enmap": 50, "zip": 100, "tar": 80, "stac": 50, "stac_search": 150}
+EXAMPLES = {"enmap": 50, "zip": 100, "tar": 80, "stac": 50, "stac_search": 150, "sentinel2": 25, "sentinel1": 25,
+            "eopf": 25}  # fmt: skip
 """Documents by a target's name or its first word, fewer where parsing takes long; 150 for the others."""
 
 

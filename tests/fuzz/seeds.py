@@ -12,6 +12,7 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 from xml.etree import ElementTree  # noqa: TID251 - to cut documents down, not to read foreign ones
 
 import numpy as np
@@ -60,6 +61,95 @@ def skeleton(level: str) -> bytes:
         for child in [child for child in parent if not (len(child) or child.text)]:
             parent.remove(child)
     return ElementTree.tostring(root)
+
+
+@cache
+def safe(sensor: str) -> Path:
+    """The folder of a simulated product of `sentinel2` or `sentinel1`."""
+    from cubeloom.pipeline.simulate.places import simulate_places
+
+    made = simulate_places(workplace() / sensor, 1, sensors=(sensor,), seed=3, height=24, width=20)
+    return made[sensor][0].path
+
+
+def safe_document(sensor: str, place: str) -> bytes:
+    """One of its documents."""
+    return next(safe(sensor).glob(place)).read_bytes()
+
+
+@cache
+def eopf() -> Path:
+    """A store of EOPF's layout, with a band a grid."""
+    import zarr
+
+    path = workplace() / "eopf.zarr"
+    root = zarr.create_group(path, zarr_format=2)
+    root.attrs.update(
+        {
+            "stac_discovery": {
+                "id": "S2A_MSIL2A_20240601T101031_N0511_R022_T33UUP_20240601T150000",
+                "properties": {
+                    "datetime": "2024-06-01T10:10:31Z",
+                    "platform": "sentinel-2a",
+                    "proj:code": "EPSG:32633",
+                    "eo:cloud_cover": 3.0,
+                    "sat:relative_orbit": 22,
+                    "grid:code": "MGRS-33UUP",
+                    "processing:level": "L2A",
+                },
+            },
+            "other_metadata": {"band_description": {"b04": {"central_wavelength": 664.6, "wavelength_min": 650,
+                "spectral_response_step": 1, "spectral_response_values": " ".join(["0.1", "0.9"] * 15)}}},
+        }
+    )  # fmt: skip
+    for name, step in (("b04", 10), ("b11", 20), ("b01", 60)):
+        side, group = 240 // step, f"measurements/reflectance/r{step}m"
+        _array(root, f"{group}/{name}", np.full((side, side), 1500, np.uint16), scale_factor=0.0001, add_offset=-0.1)
+        _array(root, f"{group}/x", 300000 + step // 2 + step * np.arange(side))
+        _array(root, f"{group}/y", 5000040 - step // 2 - step * np.arange(side))
+    return path
+
+
+def _array(root: Any, name: str, data: np.ndarray, **attrs: float) -> None:
+    made = root.create_array(name, shape=data.shape, chunks=data.shape, dtype=data.dtype)
+    made[:] = data
+    dims = ["y", "x"] if data.ndim == 2 else [name.rpartition("/")[2]]
+    made.attrs.update({"_ARRAY_DIMENSIONS": dims, **attrs})
+
+
+@cache
+def cogs() -> Path:
+    """The folder of an item of Sentinel-2 and a file of a band of each grid, as Planetary Computer has it."""
+    from rasterio.transform import from_origin
+
+    folder, assets = workplace() / "cogs", {}
+    folder.mkdir()
+    for name, step in (("B04", 10), ("B11", 20), ("B01", 60), ("SCL", 20)):
+        side, kind = 240 // step, "uint8" if name == "SCL" else "uint16"
+        profile = {"count": 1, "height": side, "width": side, "dtype": kind, "crs": "EPSG:32633"}
+        place = from_origin(300000, 5000040, step, step)
+        with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", transform=place, **profile) as dataset:
+            dataset.write(np.full((side, side), 4 if name == "SCL" else 1500, kind), 1)
+        stated = {} if name == "SCL" else {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}
+        assets[name] = {"href": f"./{name}.tif", "roles": ["data"], **stated}
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "S2B_33UUP_20240601_0_L2A",
+        "collection": "sentinel-2-l2a",
+        "geometry": None,
+        "properties": {
+            "datetime": "2024-06-01T10:10:31.024Z",
+            "platform": "sentinel-2b",
+            "eo:cloud_cover": 3.0,
+            "sat:relative_orbit": 22,
+            "s2:mgrs_tile": "33UUP",
+            "s2:processing_baseline": "05.11",
+        },
+        "assets": assets,
+    }
+    (folder / "item.json").write_text(json.dumps(item))
+    return folder
 
 
 @cache

@@ -105,6 +105,53 @@ def _enmap(level: str, **options: str) -> Callable[[bytes, Path], None]:
     return parse
 
 
+def _copied(root: Path, replaced: Path, document: bytes, folder: Path) -> Path:
+    """A product whose files are links to a valid one's, but for one, which is the document."""
+    for path in root.rglob("*"):
+        target = folder / root.name / path.relative_to(root)
+        if path.is_dir():
+            target.mkdir(parents=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path == replaced:
+                target.write_bytes(document)
+            else:
+                target.hardlink_to(path)
+    return folder / root.name
+
+
+def _safe(sensor: str, place: str, **options: str) -> Callable[[bytes, Path], None]:
+    """Read a SAFE product one of whose documents was replaced, and list it as `scan` does."""
+
+    def parse(document: bytes, folder: Path) -> None:
+        from cubeloom.workflows.scan import scan
+
+        root = seeds.safe(sensor)
+        product = _copied(root, next(root.glob(place)), document, folder)
+        scan(folder, folder / "catalog")
+        _open(product, **options)
+
+    return parse
+
+
+def _eopf(place: str) -> Callable[[bytes, Path], None]:
+    def parse(document: bytes, folder: Path) -> None:
+        from cubeloom.workflows.scan import scan
+
+        root = seeds.eopf()
+        product = _copied(root, root / place, document, folder)
+        scan(folder, folder / "catalog")
+        _open(product, bands="common")
+
+    return parse
+
+
+def _cogs(document: bytes, folder: Path) -> None:
+    root = seeds.cogs()
+    product = _copied(root, root / "item.json", document, folder)
+    _open(product / "item.json", bands="common")
+
+
 def _archive(name: str) -> Callable[[bytes, Path], None]:
     def parse(document: bytes, folder: Path) -> None:
         from cubeloom.pipeline.readers.enmap import find_products
@@ -228,6 +275,11 @@ _SKOPS = change.any_of(
 )
 _PICKLE = change.any_of(change.rewrite_zip(change.flip, r"data\.pkl"), change.rewrite_zip(change.flip), change.flip)
 
+
+def _documents(sensor: str, place: str) -> list[bytes]:
+    return [seeds.safe_document(sensor, place)]
+
+
 TARGETS = {
     "enmap_l2a": Target(
         lambda: [seeds.skeleton("L2A"), seeds.skeleton("L2A"), seeds.metadata("L2A")], _XML, _enmap("L2A")
@@ -246,6 +298,24 @@ TARGETS = {
         lambda: [seeds.order(), seeds.plain_order()],
         change.any_of(change.damage_tar, change.damage_tar, change.flip),
         _archive("dims_op_oc_oc-en_700000001_1.tar.gz"),
+    ),
+    **{
+        f"{sensor}_{name}": Target(partial(_documents, sensor, place), _XML, _safe(sensor, place, **options))
+        for sensor, name, place, options in (
+            ("sentinel2", "product", "MTD_MSIL2A.xml", {"bands": "common"}),
+            ("sentinel2", "tile", "GRANULE/*/MTD_TL.xml", {"masks": "bands"}),
+            ("sentinel1", "manifest", "manifest.safe", {}),
+            ("sentinel1", "annotation", "annotation/s1a-iw-grd-vv-*.xml", {"angles": "incidence"}),
+            ("sentinel1", "calibration", "annotation/calibration/calibration-s1a-iw-grd-vv-*.xml", {}),
+            ("sentinel1", "noise", "annotation/calibration/noise-s1a-iw-grd-vv-*.xml", {"noise": "signed"}),
+        )
+    },
+    "sentinel2_item": Target(lambda: [(seeds.cogs() / "item.json").read_bytes()], _JSON, _cogs),
+    "eopf_root": Target(lambda: [(seeds.eopf() / ".zattrs").read_bytes()], _JSON, _eopf(".zattrs")),
+    "eopf_array": Target(
+        lambda: [(seeds.eopf() / "measurements/reflectance/r10m/b04/.zarray").read_bytes()],
+        _JSON,
+        _eopf("measurements/reflectance/r10m/b04/.zarray"),
     ),
     "workflow": Target(seeds.workflows, change.any_of(_YAML, change.spliced(seeds.workflows())), _workflow),
     "recipe": Target(seeds.recipes, change.any_of(_YAML, change.spliced(seeds.recipes())), _recipe),

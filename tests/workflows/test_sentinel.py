@@ -1,0 +1,279 @@
+"""Sentinel-2 and Sentinel-1 from the command line: simulated, scanned, validated, run, and run again."""
+
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from cubeloom.catalogs import read_catalog, validate_catalog
+from cubeloom.catalogs.access import Access
+from cubeloom.catalogs.documents import write_json_atomic
+from cubeloom.errors import ConfigError, InputError
+from cubeloom.pipeline.readers import open_scene, open_source
+from cubeloom.pipeline.simulate.geometry import utm_zone
+from cubeloom.pipeline.simulate.places import simulate_places
+from cubeloom.workflows.cli_options import open_settings, reader_options
+from cubeloom.workflows.scan import scan
+from cubeloom.workflows.schema import load_workflow
+
+BANDS = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+
+
+@dataclass(frozen=True)
+class Sky:
+    """One place seen by three satellites, and the catalog of it."""
+
+    folder: Path
+    products: dict[str, Path]
+    catalog: Path
+
+    def item(self, sensor: str):
+        return next(item for item in read_catalog(self.catalog) if item.id == self.products[sensor].stem)
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory) -> Sky:
+    folder = tmp_path_factory.mktemp("sky")
+    made = simulate_places(
+        folder / "in", 1, sensors=("enmap", "sentinel2", "sentinel1"), seed=4, height=24, width=24, n_vnir=3, n_swir=3
+    )
+    products = {sensor: listed[0].path for sensor, listed in made.items()}
+    return Sky(folder / "in", products, scan(folder / "in", folder / "catalog").catalog)
+
+
+class TestScan:
+    def test_every_sensor_is_in_one_catalog_that_is_valid(self, sky):
+        assert validate_catalog(sky.catalog) == 1 + 3 + 3
+        assert {item.collection for item in read_catalog(sky.catalog)} == {
+            "enmap-l2a", "sentinel-2-l2a", "sentinel-1-grd",
+        }  # fmt: skip
+
+    def test_an_item_of_sentinel_2_says_what_the_product_says(self, sky):
+        item, scene = sky.item("sentinel2"), open_scene(sky.products["sentinel2"])
+        told = item.properties
+        assert (told["platform"], told["constellation"], told["instruments"]) == ("sentinel-2a", "sentinel-2", ["msi"])
+        assert told["grid:code"] == f"MGRS-{sky.products['sentinel2'].name.split('_')[5].removeprefix('T')}"
+        assert told["sat:relative_orbit"] == int(sky.products["sentinel2"].name.split("_")[4].removeprefix("R"))
+        assert told["eo:cloud_cover"] == scene.attrs["cloud_cover"]
+        assert "Copernicus" in told["cubeloom:licence"]
+        assert told["attribution"] == f"contains modified Copernicus Sentinel data {item.datetime.year}"
+        assert told["proj:shape"] == [scene.sizes["y"], scene.sizes["x"]]
+        document = json.loads(item.self_path.read_text())
+        for key, asset in document["assets"].items():
+            path = item.self_path.parent / asset["href"]
+            assert asset["file:size"] == path.stat().st_size
+            if asset["type"] == "image/jp2" and asset["roles"] != ["data-mask"]:
+                with rasterio.open(path) as image:
+                    assert asset["proj:shape"] == [image.height, image.width], key
+                    assert asset["proj:transform"] == list(image.transform)[:6]
+                    assert asset["gsd"] == image.res[0]
+        bands = {band["name"]: band for asset in document["assets"].values() for band in asset.get("bands", ())}
+        assert sorted(bands) == sorted(BANDS)
+        assert bands["B8A"]["eo:common_name"] == "nir08"
+        assert bands["B04"]["eo:center_wavelength"] == pytest.approx(0.665, abs=0.002), "µm"
+
+    def test_an_item_of_sentinel_1_says_its_mode_and_polarisations(self, sky):
+        item = sky.item("sentinel1")
+        told = {key: value for key, value in item.properties.items() if key.startswith("sar:")}
+        assert told == {
+            "sar:instrument_mode": "IW",
+            "sar:frequency_band": "C",
+            "sar:center_frequency": pytest.approx(5.405, abs=1e-3),
+            "sar:polarizations": ["VV", "VH"],
+            "sar:product_type": "GRD",
+        }
+        assert item.properties["sat:orbit_state"] in ("ascending", "descending")
+        assert open_source(item.product_path).spec.scene_id == item.id
+
+    def test_scanning_again_gives_the_same_bytes_and_a_changed_image_another_key(self, sky, tmp_path):
+        shutil.copytree(sky.products["sentinel2"], tmp_path / "in" / sky.products["sentinel2"].name)
+
+        def documents():
+            scan(tmp_path / "in", tmp_path / "out")
+            return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")}
+
+        first, key = documents(), read_catalog(tmp_path / "out")[0].content_key()
+        assert documents() == first
+        with next((tmp_path / "in").rglob("*_B11_20m.jp2")).open("ab") as image:
+            image.write(b"\0")
+        documents()
+        assert read_catalog(tmp_path / "out")[0].content_key() != key
+
+    def test_a_zip_is_one_asset_with_every_band(self, sky, tmp_path):
+        archive = tmp_path / "in" / f"{sky.products['sentinel2'].stem}.zip"
+        archive.parent.mkdir()
+        with zipfile.ZipFile(archive, "w") as target:
+            for path in sky.products["sentinel2"].rglob("*"):
+                target.write(path, path.relative_to(sky.products["sentinel2"].parent))
+        (item,) = read_catalog(scan(tmp_path / "in", tmp_path / "out").catalog)
+        assert list(item.assets) == ["product"]
+        assert [band["name"] for band in item.document["assets"]["product"]["bands"]] == BANDS
+        assert item.properties == sky.item("sentinel2").properties
+
+    def test_a_product_without_an_image_is_left_out_with_its_cause(self, sky, tmp_path):
+        shutil.copytree(sky.products["sentinel2"], tmp_path / "in" / "x.SAFE")
+        next((tmp_path / "in").rglob("*_B11_20m.jp2")).unlink()
+        result = scan(tmp_path / "in", tmp_path / "out")
+        assert result.items == ()
+        assert "B11_20m" in result.rejected[0][1]
+
+
+class TestRun:
+    def test_a_mixed_catalog_is_run_and_run_again(self, sky, cli, tmp_path):
+        out = tmp_path / "out"
+        ended = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", out, "--open", "grid=20m", "--json")
+        assert ended.code == 0, ended.err
+        assert "left out: 2 items of other sensors than Sentinel-2" in ended.err
+        (made,) = json.loads(ended.out)["scenes"]
+        scene = open_scene(out / made["product"])
+        expected = open_scene(sky.products["sentinel2"], grid="20m", bands="common")
+        assert list(scene.attrs["band_names"].values()) == BANDS
+        kept = scene["valid"].values
+        np.testing.assert_array_equal(
+            scene["reflectance"].values[:, kept], expected["reflectance"].values[:, kept], strict=True
+        )
+        assert "contains modified Copernicus" in scene.attrs["attribution"]
+        assert cli("validate", out).code == 0
+        pictures = {path.name for path in (out / made["product"]).with_suffix(".quicklooks").iterdir()}
+        assert pictures == {"truecolour.png", "swir.png", "thumbnail.png"}
+        (page,) = (out / "runs").glob("*/report.html")
+        assert "Sentinel-2A L2A" in page.read_text()
+        again = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", out, "--open", "grid=20m")
+        assert "1 unchanged in" in again.err
+        other = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", out, "--dry-run", "--json")
+        assert json.loads(other.out)[0]["identity"] != made["identity"], "the grid is part of it"
+
+    def test_an_item_that_is_named_is_not_left_out_quietly(self, sky, cli, tmp_path):
+        item = sky.item("enmap").id
+        ended = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", tmp_path / "out", "--items", item)
+        assert ended.code == 3
+        assert "takes sensor Sentinel-2, the scene is of enmap" in ended.err
+
+    def test_a_searched_item_of_single_files_runs_as_a_product_does(self, sky, cli, stac_server, tmp_path, monkeypatch):
+        """Bands served one by one, as Earth Search has them, are fetched, and give what the product gives."""
+        monkeypatch.setenv("CUBELOOM_HOSTS", "http://127.0.0.1")
+        monkeypatch.setenv("CUBELOOM_PRIVATE", "1")
+        monkeypatch.setitem(Access.__init__.__kwdefaults__ or {}, "pause", 0.01)
+        with stac_server.StacServer([], files=tmp_path / "served") as server:
+            server.items = [searched(sky.item("sentinel2"), server.files)]
+            found = cli("search", server.url, "--out", tmp_path / "found")
+            assert found.code == 0, found.err
+            ended = cli("run", "sentinel2_l2a", "--catalog", tmp_path / "found", "--out", tmp_path / "out", "--json")
+            assert ended.code == 0, ended.err
+            assert server.count("/files/", "GET") == len(BANDS) + 1, "no picture, and no band twice"
+        (made,) = json.loads(ended.out)["scenes"]
+        scene = open_scene(tmp_path / "out" / made["product"])
+        expected = open_scene(sky.products["sentinel2"], grid="10m", bands="common")
+        kept = scene["valid"].values
+        assert kept.any()
+        np.testing.assert_array_equal(scene["reflectance"].values[:, kept], expected["reflectance"].values[:, kept])
+
+
+def searched(item, folder: Path) -> dict:
+    """An item of single files, as Planetary Computer has it, of a scanned product whose files are served."""
+    folder.mkdir(exist_ok=True)
+    native = {"10m": ("B02", "B03", "B04", "B08"), "20m": ("B05", "B06", "B07", "B8A", "B11", "B12", "SCL"),
+              "60m": ("B01", "B09")}  # fmt: skip
+    wanted = {f"{name}_{grid}": name for grid, names in native.items() for name in names}
+    document = json.loads(item.self_path.read_text())
+    assets = {}
+    for key, asset in document["assets"].items():
+        name = wanted.get(key) or ("visual" if key == "TCI_10m" else "B04_20m" if key == "B04_20m" else None)
+        if name:
+            source = item.self_path.parent / asset["href"]
+            shutil.copy(source, folder / source.name)
+            roles = ["visual"] if name == "visual" else ["data"]
+            assets[name] = {"href": f"@server@/files/{source.name}", "type": "image/jp2", "roles": roles}
+    properties = {
+        "datetime": document["properties"]["datetime"],
+        "platform": "Sentinel-2A",
+        "updated": "2024-09-01T00:00:00Z",
+        "s2:processing_baseline": document["properties"]["processing:version"],
+    }
+    kept = {key: document[key] for key in ("type", "stac_version", "id", "geometry", "bbox")}
+    return {**kept, "stac_extensions": [], "properties": properties, "assets": assets, "links": [],
+            "collection": "sentinel-2-l2a"}  # fmt: skip
+
+
+class TestOptions:
+    def test_info_shows_every_grid_and_one_that_is_asked_for(self, sky, cli):
+        product = sky.products["sentinel2"]
+        shown = cli("info", product).out
+        size = open_scene(product).sizes
+        assert f"{size['y']} x {size['x']} px of 10, EPSG:" in shown
+        assert "B05 B06 B07 B8A B11 B12" in shown
+        described = json.loads(cli("info", product, "--json").out)["scenes"]
+        assert {grid: scene["grid"]["pixel_size"][0] for grid, scene in described.items()} == {
+            "10m": 10, "20m": 20, "60m": 60,
+        }  # fmt: skip
+        one = json.loads(cli("info", product, "--open", "grid=20m", "--open", "bands=common", "--json").out)["scenes"]
+        assert [scene["bands"]["names"] for scene in one.values()] == [BANDS]
+        assert "5.55 cm: VV VH" in cli("info", sky.products["sentinel1"]).out
+
+    def test_single_commands_open_what_they_are_told(self, sky, cli, tmp_path):
+        out = tmp_path / "x.zarr"
+        assert cli("ingest", sky.products["sentinel2"], out, "--open", "grid=60m").code == 0
+        assert list(open_scene(out).attrs["band_names"].values()) == ["B01", "B09"]
+        refused = cli("ingest", sky.products["sentinel2"], out, "--open", "grd=60m", "--overwrite")
+        assert refused.code == 2
+        assert "take no option 'grd'" in refused.err
+
+    def test_options_in_words(self):
+        assert reader_options(["grid=20m", "offset = -1000"]) == {"grid": "20m", "offset": "-1000"}
+        assert reader_options(None, "vnir") == reader_options(["detector=vnir"], "vnir") == {"detector": "vnir"}
+        for wrong in (["grid"], ["=20m"], ["grid="], ["grid=20m", "grid=10m"]):
+            with pytest.raises(ConfigError, match="--open"):
+                reader_options(wrong)
+
+    def test_a_workflows_own_options_are_changed(self):
+        changed = load_workflow("sentinel2_l2a", open_settings(["grid=60m", "offset=-1000"]))
+        assert changed.open == {"grid": "60m", "bands": "common", "offset": "-1000"}
+        assert changed.digest() != load_workflow("sentinel2_l2a").digest()
+
+
+class TestSimulate:
+    def test_zips_in_the_next_zone_are_found(self, cli, tmp_path):
+        ended = cli("simulate", tmp_path / "in", "--sensors", "sentinel2", "--size", "16x16", "--container", "zip",
+                    "--s2-epsg", "next")  # fmt: skip
+        assert ended.code == 0, ended.err
+        assert sorted(path.suffix for path in (tmp_path / "in").iterdir()) == ["", ".zip"]
+        (item,) = read_catalog(scan(tmp_path / "in", tmp_path / "out").catalog)
+        own = utm_zone(np.mean(item.bbox[1::2]), np.mean(item.bbox[::2]))
+        apart = abs(int(item.properties["proj:code"].removeprefix("EPSG:")) - own)
+        assert apart in (1, 59), "zone 1 is the next to 60"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--sensors", "enmap,landsat"), "expected some of enmap, sentinel2, sentinel1"),
+            (("--sensors", "enmap,sentinel2", "--level", "L1B"), "sensor geometry"),
+            (("--sensors", "sentinel2", "--shift", "3"), "expected EAST,NORTH in metres"),
+            (("--sensors", "sentinel2", "--s2-epsg", "32632"), "a UTM zone that reaches the place"),
+            (("--sensors", "sentinel2", "--s2-epsg", "next door"), "expected the code of a UTM zone"),
+        ],
+    )
+    def test_wrong_words_are_refused_before_anything_is_written(self, cli, tmp_path, options, message):
+        ended = cli("simulate", tmp_path / "x", *options)
+        assert ended.code == 2
+        assert message in ended.err
+        assert not list(tmp_path.rglob("*.jp2"))
+
+
+def test_an_item_whose_files_lie_nowhere_near_it_says_what_to_do(sky, tmp_path):
+    document = searched(sky.item("sentinel2"), tmp_path / "files")
+    for asset in document["assets"].values():
+        asset["href"] = asset["href"].replace("@server@/files/", "../files/")
+    write_json_atomic(tmp_path / "catalog" / "item.json", document)
+    (item,) = read_catalog(tmp_path / "catalog" / "item.json")
+    with pytest.raises(InputError, match="with the item's own JSON in their folder"):
+        _ = item.product_path
+    write_json_atomic(tmp_path / "item.json", document | {"assets": {
+        key: {**asset, "href": asset["href"].removeprefix("../")} for key, asset in document["assets"].items()
+    }})  # fmt: skip
+    (item,) = read_catalog(tmp_path / "item.json")
+    assert open_source(item.product_path, grid="20m").spec.scene_id == f"{item.id}-20m"
