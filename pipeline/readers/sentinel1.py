@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cubeloom.errors import ConfigError, InputError
-from cubeloom.pipeline.encoding import FLOAT, Array
+from cubeloom.pipeline.encoding import Array
 from cubeloom.pipeline.grids import Shape, Window
-from cubeloom.pipeline.scene import SceneSpec, Variable, cube_variable
-from cubeloom.untrusted import safe_name
+from cubeloom.pipeline.scene import SceneSpec
 
 from . import sentinel1_border, sentinel1_safe
 from .rasters import RasterFile, digest, inspect, read_window
@@ -20,9 +19,8 @@ from .sentinel1_geolocation import Geocoding, MapModel, map_crs, map_grid
 from .sentinel1_metadata import ImageMetadata, ProductMetadata, parse_annotation, parse_manifest
 from .sentinel1_safe import ImageFiles
 from .sentinel1_sampling import RESAMPLING, Samples, mean_of_blocks, source_window, within
-from .sentinel1_scene import band_names, radar_bands
+from .sentinel1_scene import scene_spec
 from .sentinel2_safe import SafeFiles
-from .sentinel2_scene import credit
 from .xml_tree import Node
 
 __all__ = ["Sentinel1Source", "find_products", "open_source", "read_metadata", "recognises"]
@@ -31,7 +29,6 @@ recognises = sentinel1_safe.recognises
 find_products = sentinel1_safe.find_products
 BLOCK = 512
 """Edge, px of the map grid, of what is read at once: more rows of the image lie in wider windows, which are turned."""
-INCIDENCE = "incidence_angle"
 _SEVERAL = 1.001
 """A map pixel this many times larger than the image's is averaged."""
 
@@ -93,7 +90,8 @@ def open_source(
         _check_size(image.file, first.shape)
     how = Reading(resampling == "nearest", trims, first.shape)
     options = {name: value for name, (value, _) in chosen.items()} | {"crs": shown, "grid": grid}
-    spec = _spec(files, product, first, found, geocoding, options, trims=trims)
+    name = sentinel1_safe.product_name(files)
+    spec = scene_spec(name, product, first, list(found), geocoding, options, trims=trims)
     documents = tuple(name for image in listed for name in (image.annotation, image.calibration, image.noise) if name)
     return Sentinel1Source(spec, files, (files.document, *documents), images, geocoding, how)
 
@@ -199,60 +197,6 @@ def _resolution(path: Path, grid: str) -> float:
     if not (isfinite(value) and value > 0):
         raise ConfigError(f"{path}: grid={grid!r}; expected native, or the edge of a pixel such as 20m or 0.0001")
     return value
-
-
-def _spec(
-    files: SafeFiles,
-    product: ProductMetadata,
-    first: ImageMetadata,
-    found: Mapping[str, ImageMetadata],
-    geocoding: Geocoding,
-    options: Mapping[str, str],
-    *,
-    trims: bool,
-) -> SceneSpec:
-    name, quantity, grid = sentinel1_safe.product_name(files), options["calibration"], options["grid"]
-    suffix = ("" if quantity == "sigma0" else f"-{quantity}") + ("" if grid == "native" else f"-{grid}")
-    variables = {quantity: cube_variable(quantity, long_name=f"{quantity} backscatter on the ellipsoid, linear")}
-    if options["angles"] == "incidence":
-        attrs = {"long_name": "angle of incidence on the ellipsoid", "units": "degree"}
-        variables[INCIDENCE] = Variable(("y", "x"), FLOAT, attrs)
-    return SceneSpec(
-        scene_id=safe_name(name + suffix, f"{files.path}: scene id"),
-        sensor=product.sensor,
-        processing_level="GRD",
-        time=first.start,
-        source=name,
-        bands=radar_bands(list(found), first.frequency, first.bandwidth),
-        grid=geocoding.grid,
-        variables=variables,
-        measurement=quantity,
-        subject=quantity,
-        history=tuple(_history(first, geocoding, options, trims=trims)),
-        attrs={
-            **product.attrs,
-            **first.attrs,
-            "start_datetime": first.start.isoformat(),
-            "end_datetime": first.stop.isoformat(),
-            "band_names": band_names(list(found)),
-            "looks": first.looks,
-            "attribution": credit(first.start),
-        },
-    )
-
-
-def _history(image: ImageMetadata, geocoding: Geocoding, options: Mapping[str, str], *, trims: bool) -> list[str]:
-    quantity = options["calibration"]
-    removed = {"clipped": "thermal noise removed, negative power set to 0", "signed": "thermal noise removed"}
-    noise = "thermal noise removed by the processor" if image.denoised else removed.get(options["noise"], "noise kept")
-    step = f"{geocoding.grid.resolution.x:g}"
-    averaged = f", {geocoding.finer} x {geocoding.finer} samples a pixel averaged" if geocoding.finer > 1 else ""
-    lines = [
-        f"{quantity} = (DN^2 - noise) / A^2 by the tables of {CALIBRATIONS[quantity]}, bilinear; {noise}",
-        f"geocoded by the geolocation grid onto {options['crs']}, {step} px, {options['resampling']}{averaged}: "
-        "ellipsoid with the heights of the grid's points, no terrain correction",
-    ]
-    return [*lines, "border noise masked"] if trims else lines
 
 
 @dataclass(frozen=True, eq=False)
