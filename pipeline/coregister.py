@@ -9,7 +9,7 @@ Fienup 2008, Optics Letters 33, 156), so there is no bias towards whole pixels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, log2
 from typing import Any
@@ -183,8 +183,7 @@ def compare(one: FloatImage, other: FloatImage, clear: Mask, core: Window, edge:
     total = np.zeros((GROUPS, frequencies(edge).index.size), np.complex64)
     weight, count = np.zeros(GROUPS), np.zeros(GROUPS, int)
     for window in windows(core, edge):
-        part = window.within(core).slices
-        found = turns(one[(..., *part)], other[(..., *part)], clear[part])
+        found = _followed(one, other, clear, window.within(core), reach)
         if found is None:
             continue
         height = max(peak(found, edge, reach)[1], 0.0)
@@ -193,6 +192,30 @@ def compare(one: FloatImage, other: FloatImage, clear: Mask, core: Window, edge:
         weight[group] += height
         count[group] += 1
     return {"turns": total, "weight": weight, "windows": count}
+
+
+def _followed(one: FloatImage, other: FloatImage, clear: Mask, window: Window, reach: float) -> Turns | None:
+    """Turns of a window, whose other image is cut out where it lies, to the pixel.
+
+    Windows that show other ground pull a displacement towards zero, by some 3 % at 32 px.
+    """
+    here = window.slices
+    found = turns(one[(..., *here)], other[(..., *here)], clear[here])
+    if found is None:
+        return None
+    down, right = (round(offset) for offset in peak(found, window.height, reach)[0])
+    moved = replace(window, row=window.row + down, col=window.col + right)
+    if moved == window or not _inside(moved, clear.shape):
+        return found
+    there = moved.slices
+    closer = turns(one[(..., *here)], other[(..., *there)], clear[here] & clear[there])
+    known = frequencies(window.height)
+    back = np.exp(-2j * np.pi * (down * known.y + right * known.x)).astype(np.complex64)
+    return found if closer is None else closer * back
+
+
+def _inside(window: Window, shape: tuple[int, ...]) -> bool:
+    return min(window.row, window.col) >= 0 and window.stop[0] <= shape[0] and window.stop[1] <= shape[1]
 
 
 def displacement(sums: Sums, edge: int, reach: float) -> Displacement | None:

@@ -161,9 +161,10 @@ def _ground_position(look: Look, cell: int, resolution: int = 10) -> tuple[Float
     if grid.epsg != swath.epsg:
         found = transform(f"EPSG:{grid.epsg}", f"EPSG:{swath.epsg}", easts.tolist(), norths.tolist())
         easts, norths = np.array(found[0]), np.array(found[1])
-    y, x = (swath.northing - norths) / PIXEL, (easts - swath.easting) / PIXEL
+    y = ((swath.northing - norths) / PIXEL).astype(np.float32)
+    x = ((easts - swath.easting) / PIXEL).astype(np.float32)
     known = (y >= 0) & (y < swath.shape[0]) & (x >= 0) & (x < swath.shape[1])
-    return y.astype(np.float32), x.astype(np.float32), known
+    return y, x, known
 
 
 def _classes(look: Look) -> ByteArray:
