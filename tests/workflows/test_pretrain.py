@@ -1,6 +1,10 @@
 """Pretraining without labels: the parts against other ways to compute them, and whole trainings that stop and go on."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,6 +122,33 @@ def test_two_epochs_with_a_stop_are_those_without(write, tmp_path, method):
     torch.manual_seed(0)
     untrained = create_model("spectral_vit_nano", image_size=8).state_dict()
     assert not torch.equal(network.state_dict()["vit_core.cls_token"], untrained["vit_core.cls_token"])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cubeloom.workflows.train import train
+
+def say(line):
+    if line.startswith("step 3 "):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(Path(sys.argv[1]), Path(sys.argv[2]), say)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(write, tmp_path):
+    """SIGKILL after step 3: it is done again from the checkpoint of step 2, with queue and slow encoder of then."""
+    path = write("moco", steps=4, checkpoint_every=2)
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    command = [sys.executable, "-c", KILLED, str(path), str(killed)]
+    ended = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert [file.name for file in killed.with_suffix(".training").glob("*.ckpt")] == ["step_000000002.ckpt"]
+    assert (len(losses(killed)), killed.exists()) == (3, False)
+    assert (train(path, whole).step, train(path, killed).step) == (4, 4)
+    assert same(whole, killed)
+    assert losses(whole) == losses(killed)
 
 
 @pytest.mark.parametrize(("method", "steps"), [("mae", 20), ("moco", 12), ("dino", 12)])
@@ -369,7 +400,31 @@ def test_scenes_are_cut_into_places(recipe, tmp_path):
     expected = (reflectance - mean) / std
     known = np.isfinite(expected)
     assert known.mean() > 0.9
-    assert np.load(middle)[known] == pytest.approx(expected[known], abs=4e-3)
+    assert np.load(middle).transpose(2, 0, 1)[known] == pytest.approx(expected[known], abs=4e-3)
+
+
+def test_simulated_places_are_kept_for_other_trainings(write, tmp_path):
+    """In a folder that the recipe names, relative to itself, and that does not make it another recipe."""
+    from cubeloom.workflows.train.locations import load_locations
+
+    places = {"count": 1, "px": 16}
+    plain, named = (load_recipe(write(data={"simulated": said})) for said in (places, {**places, "folder": "kept"}))
+    assert plain.identity() == named.identity()
+    assert "folder" not in named.described()["data"]["simulated"]
+    card = model_card(named.model)
+    first = load_locations(named.data, card, named.edge, tmp_path / "one")
+    [stored] = first.parts
+    [[file, _]] = stored.files
+    assert file.is_relative_to(tmp_path / "kept")
+    written = file.stat().st_mtime_ns
+    again = load_locations(named.data, card, named.edge, tmp_path / "two")
+    alone = load_locations(plain.data, card, plain.edge, tmp_path / "three")
+    assert file.stat().st_mtime_ns == written
+    assert not (tmp_path / "two").exists()
+    image = first.read(0, 0)
+    assert image.shape == (202, 16, 16)
+    assert all(np.array_equal(other.read(0, 0), image) for other in (again, alone))
+    assert not np.array_equal(first.read(0, 1), image)
 
 
 def test_a_resnet_learns_by_contrast_and_is_refused_by_masking(recipe):

@@ -1,7 +1,10 @@
 """Places on Earth with an image of each date, for pretraining: SpectralEarth's files, scenes, and simulated places."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +30,8 @@ FloatImages = npt.NDArray[np.floating[Any]]
 
 _LEAST_VALID = 0.5
 """Share of a block's pixels that must have values."""
+_MAPPED = 4096
+"""Files that stay mapped; opening one takes longer than cropping it."""
 _BLOCKS = 2
 """Edge of the squares that scenes are cut into, in edges of what views are cropped from."""
 
@@ -69,15 +74,20 @@ class EarthLocations:
         return standardised(read_patch(self.patches[index].dates[date], len(self.card.mean)), self.card)
 
 
-@dataclass(frozen=True)
 class StoredLocations:
-    """Standardised images in files of NumPy, float16, mapped when they are read.
+    """Standardised images in files of NumPy, `(y, x, band)` in float16, mapped when they are read.
 
-    Attributes:
+    All bands of a pixel lie together, so that a small crop is on few pages of the file.
+
+    Args:
         files: of each place, one a date.
     """
 
-    files: tuple[tuple[Path, ...], ...]
+    def __init__(self, files: tuple[tuple[Path, ...], ...]) -> None:
+        self.files = files
+        self._map: Callable[[Path], FloatImages] = lru_cache(_MAPPED)(
+            partial(np.load, mmap_mode="r", allow_pickle=False)
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,8 +98,7 @@ class StoredLocations:
 
     def read(self, index: int, date: int) -> FloatImages:
         """One of them, `(band, y, x)`, finite."""
-        image: FloatImages = np.load(self.files[index][date], mmap_mode="r", allow_pickle=False)
-        return image
+        return self._map(self.files[index][date]).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
         data: which.
         card: of the network; its bands, mean and std.
         edge: px that an image must have at least.
-        folder: where scenes and simulated places are kept for the next time.
+        folder: where scenes, and simulated places without a folder of their own, are kept for the next time.
 
     Raises:
         ConfigError: the card does not say what the network sees.
@@ -137,15 +146,19 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
     parts: list[Locations] = []
     if data.earth is not None:
         parts.append(EarthLocations(find_patches(data.earth), card))
-    parts += [_blocks(dates, card, edge, folder / f"scene_{number}") for number, dates in enumerate(data.scenes)]
+    parts += [
+        _blocks(dates, card, edge, folder / f"scene_{number}_by_pixel") for number, dates in enumerate(data.scenes)
+    ]
     if data.simulated is not None:
-        parts.append(_simulated(data.simulated, card, band_table(card.input_bands), folder / "simulated"))
+        kept = data.simulated.folder or folder / "simulated"
+        parts.append(_simulated(data.simulated, card, band_table(card.input_bands), kept))
     return Several(tuple(parts))
 
 
 def _simulated(wanted: SimulatedDates, card: Card, bands: BandTable, folder: Path) -> StoredLocations:
-    """Simulated places; those that an earlier call made are taken from their files."""
-    folder = folder / f"{wanted.px}px_noise{wanted.noise:g}"
+    """Simulated places; those that an earlier call made, of this or another training, are taken from their files."""
+    seen = hashlib.sha256(repr((card.input_bands, card.mean, card.std)).encode()).hexdigest()[:8]
+    folder = folder / f"{wanted.px}px_noise{wanted.noise:g}_{seen}_by_pixel"
     folder.mkdir(parents=True, exist_ok=True)
     places = []
     for seed in range(wanted.seed, wanted.seed + wanted.count):
@@ -203,9 +216,9 @@ def _starts(extent: int, edge: int) -> range:
 
 
 def _write(path: Path, image: FloatImages) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # another training may write the same place
     with part.open("wb") as file:
-        np.save(file, image.astype(np.float16), allow_pickle=False)
+        np.save(file, np.ascontiguousarray(image.transpose(1, 2, 0), np.float16), allow_pickle=False)
     part.replace(path)
 
 

@@ -137,6 +137,7 @@ class SimulatedDates(_Part):
         dates: of each place.
         seed: of the first place.
         noise: of the instrument, 1 as in a product.
+        folder: where they are kept, for other trainings too; beside this training where None.
     """
 
     count: Count = 64
@@ -144,6 +145,11 @@ class SimulatedDates(_Part):
     dates: Count = 2
     seed: int = 3000
     noise: Annotated[float, Field(ge=0)] = 1.0
+    folder: Path | None = None
+
+    def beside(self, folder: Path) -> "SimulatedDates":
+        """The same with paths relative to `folder`."""
+        return self.model_copy(update={"folder": self.folder and folder / self.folder})
 
 
 class PretrainData(_Part):
@@ -177,7 +183,9 @@ class PretrainData(_Part):
     def beside(self, folder: Path) -> "PretrainData":
         """The same with paths relative to `folder`."""
         scenes = tuple(tuple(folder / date for date in dates) for dates in self.scenes)
-        return self.model_copy(update={"earth": self.earth and folder / self.earth, "scenes": scenes})
+        simulated = self.simulated and self.simulated.beside(folder)
+        update = {"earth": self.earth and folder / self.earth, "scenes": scenes, "simulated": simulated}
+        return self.model_copy(update=update)
 
 
 class AboutEncoder(_Part):
@@ -270,8 +278,15 @@ class PretrainRecipe(LoopPart):
         update = {"data": self.data.beside(folder), "weights": weights_beside(self.weights, folder)}
         return self.model_copy(update=update)
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides the weights; where simulated places are kept does not."""
+        said = super().identity()
+        (said["data"]["simulated"] or {}).pop("folder", None)
+        return said
+
     def described(self) -> dict[str, Any]:
         """What the recipe says, for a card: files by their names alone, wherever they lie."""
         said = super().described()
+        (said["data"].get("simulated") or {}).pop("folder", None)
         method = {"name": self.method.name, **said["method"]}
         return {**said, "method": method, "weights": self.weights and Path(self.weights).name}
