@@ -66,7 +66,7 @@ class Pair(Stage):
     levels: tuple[str, ...] = ()
     days: float = Field(default=5.0, ge=0)
     min_overlap: float = Field(default=0.5, gt=0, le=1)
-    open: Mapping[str, str] = Field(default_factory=dict)
+    open: Mapping[str, str] = {}
     refine: int | None = Field(default=None, ge=1, le=12)
     resampling: Resampling | None = None
     coregister: Literal["off", "report", "correct"] = "report"
