@@ -14,6 +14,7 @@ from cubeloom.pipeline.readers import Source, open_scene, open_source
 from cubeloom.pipeline.readers.open import open_every_grid
 from cubeloom.pipeline.readers.sentinel2 import GRIDS
 from cubeloom.pipeline.readers.store import recognises as is_store
+from cubeloom.pipeline.readers.zarr_remote import recognises
 from cubeloom.pipeline.scene import spec_of, validate_scene
 
 from .console import print_table
@@ -33,14 +34,19 @@ def describe_path(path: str | Path, options: Mapping[str, str] | None = None) ->
         options: for `open_scene`, to be told of that Scene alone; of all there are where not given.
     """
     if options:
-        kind = "store" if "://" in str(path) or is_store(Path(path)) else "product"
+        kind = "store" if _is_store(path) else "product"
         return {"path": str(path), "kind": kind, "scenes": {_options(options): _describe(open_source(path, **options))}}
-    if "://" in str(path) or is_store(Path(path)):
+    if _is_store(path):
         commit = store.read_commit(_folder(path))
         scenes = {group or "/": _describe(open_source(path, group=group)) for group in _scene_groups(commit)}
         return {"path": str(path), "kind": "store", "identity": commit.get("identity"), "scenes": scenes}
-    sources = _sources(Path(path))
+    sources = _sources(path)
     return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in sources.items()}}
+
+
+def _is_store(path: str | Path) -> bool:
+    """Whether Cubeloom published what lies there, rather than somebody else."""
+    return not recognises(str(path)) if "://" in str(path) else is_store(Path(path))
 
 
 def _options(options: Mapping[str, str]) -> str:
@@ -56,7 +62,7 @@ def _folder(path: str | Path) -> Folder:
     return open_folder(str(path))
 
 
-def _sources(path: Path) -> Mapping[str, Source]:
+def _sources(path: str | Path) -> Mapping[str, Source]:
     """The Source of a product; all grids of one that has several, both detectors of an L1B product."""
     try:
         return open_every_grid(path)

@@ -72,7 +72,11 @@ def open_every_grid(path: str | Path) -> dict[str, Source]:
     Raises:
         InputError, ConfigError: as `open_scene`.
     """
-    grids = [] if "://" in str(path) else list(getattr(reader_of(Path(path)), "GRIDS", ()))
+    if "://" in str(path):
+        reader = import_module(".eopf" if zarr_remote.recognises(str(path)) else ".store", __package__)
+    else:
+        reader = reader_of(Path(path))
+    grids = list(getattr(reader, "GRIDS", ()))
     if not grids:
         return {"/": open_source(path)}
     found, causes = {}, []

@@ -140,7 +140,8 @@ class TestRun:
         assert "contains modified Copernicus" in scene.attrs["attribution"]
         assert cli("validate", out).code == 0
         pictures = {path.name for path in (out / made["product"]).with_suffix(".quicklooks").iterdir()}
-        assert pictures == {"truecolour.png", "swir.png", "thumbnail.png"}
+        indices = {f"index_{name}.png" for name in ("NDVI", "NDMI", "MNDWI")}
+        assert pictures == {"truecolour.png", "swir.png", "thumbnail.png", *indices}
         (page,) = (out / "runs").glob("*/report.html")
         assert "Sentinel-2A L2A" in page.read_text()
         again = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", out, "--open", "grid=20m")
