@@ -204,7 +204,9 @@ def _composites(scene: xr.Dataset) -> dict[str, Image]:
         limits = stretch_limits(pixels, clear)
         pictures[name] = render(pixels, limits)
         if subject != measurement and scene[subject].dims == scene[measurement].dims:
-            pictures[f"{name}_{subject}"] = render(channels(scene, wanted, subject), limits)
+            pixels = channels(scene, wanted, subject)
+            alike = scene[subject].attrs.get("units") == scene[measurement].attrs.get("units")
+            pictures[f"{name}_{subject}"] = render(pixels, limits if alike else stretch_limits(pixels, clear))
     return pictures
 
 

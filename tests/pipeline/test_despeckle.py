@@ -7,9 +7,11 @@ import pytest
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from PIL import Image
 
 import cubeloom
 from cubeloom.errors import ConfigError, InputError
+from cubeloom.pipeline.quicklook import write_quicklooks
 from cubeloom.pipeline.readers.sentinel1_scene import band_names, radar_bands
 from cubeloom.pipeline.scene import SceneSpec, cube_variable, scene_from
 
@@ -195,3 +197,12 @@ def test_decibels_have_a_floor_and_no_infinity():
     assert scene["sigma0_db"].attrs["units"] == "dB"
     assert scene.attrs["subject"] == "sigma0_db"
     assert cubeloom.to_db(backscatter(image), floor=-20)["sigma0_db"].values[0, 0, 2] == -20
+
+
+def test_a_picture_in_decibels_has_limits_of_its_own(tmp_path):
+    """Those of linear power would show decibels all black."""
+    clean = np.where(np.arange(60) < 30, 0.01, 0.2) * np.ones((2, 60, 1))
+    scene = cubeloom.to_db(cubeloom.despeckle(backscatter(speckled(clean), looks=float(LOOKS))))
+    written = write_quicklooks(scene, tmp_path)
+    shown = np.asarray(Image.open(written["grey_despeckled_db"]).convert("L"), float)
+    assert shown[:, 35:].mean() - shown[:, :25].mean() > 60
