@@ -7,9 +7,10 @@ again, and what was reprocessed has another identity and is.
 """
 
 import fcntl
+import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from cubeloom.catalogs.items import CatalogItem, read_catalog
 from cubeloom.errors import LockedError
 from cubeloom.secrets import redact, redact_values
 
+from .pairing import pair_steps, paired
 from .run import RunOptions, RunResult, SceneProgress, run
 from .scene_task import SceneResult, request_key
 from .schema import Workflow
@@ -27,6 +29,8 @@ from .watermark import Mark, Trouble, parse_time, read_mark, search_key, utc_tex
 
 if TYPE_CHECKING:
     from cubeloom.catalogs.search import Query
+
+_LOG = logging.getLogger(__name__)
 
 FIRST_REACH = timedelta(days=7)
 """How far before the first night its search begins, where nobody says."""
@@ -139,8 +143,8 @@ def nightly(
     """Search what a catalog has changed since the watermark, run it, and move the watermark as far as all is settled.
 
     Settled are scenes that are published or unchanged, those that the workflow does not take, and those that failed on
-    `reach.nights` nights. Any other that failed, or that a stop left undone, keeps the watermark back, so that it is
-    found again.
+    `reach.nights` nights, or found no guide on as many. Any other that failed, or that a stop left undone, keeps the
+    watermark back, so that it is found again.
 
     Args:
         workflow: what is done to each scene.
@@ -175,7 +179,9 @@ def nightly(
         notes: list[str] = []
         wanted = replace(query, updated_since=since, limit=None)
         found = _search(provider, wanted, state.with_suffix(""), notes.append)
-        night = _Night(found, {item.id: request_key(item, digest) for item, _ in found}, mark, reach)
+        found, aside = _paired(workflow, provider, wanted, found, state.with_suffix(".guides"))
+        requests = {item.id: request_key(item, digest) for item, _ in found}
+        night = _Night(found, requests, mark, reach, aside)
         todo = night.todo()
         done = runner(workflow, todo, out, options or RunOptions(), progress, stop) if todo else None
         night.tick_off(done.scenes if done else ())
@@ -197,14 +203,17 @@ class _Night:
         requests: what tells a changed scene from the one before, by id.
         mark: the state before.
         reach: how often to try.
+        aside: ids of items that are no scenes.
     """
 
-    def __init__(self, found: Found, requests: Mapping[str, str], mark: Mark, reach: Reach) -> None:
+    def __init__(
+        self, found: Found, requests: Mapping[str, str], mark: Mark, reach: Reach, aside: Collection[str] = ()
+    ) -> None:
         self.found, self.requests, self.mark, self.reach = found, requests, mark, reach
         self.left_alone = [item.id for item, _ in found if self._hopeless(item.id)]
         self.troubles = {item: mark.troubles[item] for item in self.left_alone}
         self.given_up: list[str] = []
-        self.settled = set(self.left_alone)
+        self.settled = {*self.left_alone, *aside}
 
     def todo(self) -> list[CatalogItem]:
         """What is run: all but the scenes of which it is known that they come to nothing."""
@@ -218,6 +227,8 @@ class _Night:
             item = scene.item.id
             if scene.state in ("published", "unchanged"):
                 self.settled.add(item)
+            elif scene.state == "invalid" and scene.item.no_guide:  # one may come later
+                self._failed(scene, counts=True)
             elif scene.state == "invalid":
                 self.settled.add(item)
                 self.troubles[item] = Trouble(self.requests[item], "invalid", 0)
@@ -250,6 +261,23 @@ class _Night:
         if trouble.nights >= self.reach.nights:
             self.settled.add(item)
             self.given_up.append(item)
+
+
+def _paired(workflow: Workflow, provider: str, query: "Query", found: Found, folder: Path) -> tuple[Found, set[str]]:
+    """What was found, each scene with its guides, and the ids of those that are guides alone.
+
+    A guide may have come on an earlier night than its scene, so they are looked for by the time they show.
+    """
+    steps = pair_steps(workflow)
+    if not steps or not found:
+        return found, set()
+    reach = timedelta(days=max(step.days for step in steps))
+    times = [item.datetime for item, _ in found]
+    span = f"{utc_text(min(times) - reach)}/{utc_text(max(times) + reach)}"
+    around = replace(query, updated_since=None, ids=(), datetime=span)
+    others = [item for item, _ in _search(provider, around, folder, _LOG.warning)]
+    scenes = {item.id: item for item in paired(workflow, [item for item, _ in found], others)}
+    return [(scenes.get(item.id, item), time) for item, time in found], {i.id for i, _ in found} - scenes.keys()
 
 
 def _search(provider: str, query: "Query", folder: Path, reject: Callable[[str], None]) -> Found:

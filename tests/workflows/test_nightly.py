@@ -433,3 +433,42 @@ def test_a_job_can_be_written_as_json_and_read_back(tmp_path):
 
 def test_the_runner_of_a_night_is_the_one_of_every_run():
     assert nightly.__kwdefaults__["runner"] is run
+
+
+class TestPairs:
+    """EnMAP scenes stand for both sensors; what an item says decides which is which."""
+
+    @pytest.fixture
+    def pairs(self, workflow):
+        return workflow("[{pair: {guide: s2, sensors: [Sentinel-2], coregister: 'off'}}]", sensors="[EnMAP]")
+
+    def offer_guide(self, archive, scene, updated):
+        """A scene that shows the same ground an hour later, and says that it is of Sentinel-2."""
+        guide = archive.offer(1, updated)
+        guide |= {"geometry": scene["geometry"], "bbox": scene["bbox"]}
+        guide["properties"] |= {"platform": "sentinel-2a", "datetime": scene["properties"]["datetime"]}
+        return guide
+
+    def test_a_guide_of_an_earlier_night_is_found(self, archive, job, pairs):
+        scene = archive.offer(0, THIRD)
+        guide = self.offer_guide(archive, scene, FIRST)
+        result = job(chain=pairs, since=moment(SECOND))
+        assert states(result) == ["published"]
+        assert result.scenes[0].item.guides["s2"].id == guide["id"]
+        assert (result.found, result.after) == (1, moment(THIRD))
+
+    def test_a_scene_waits_some_nights_for_its_guide(self, archive, job, pairs):
+        scene = archive.offer(0, FIRST)
+        archive.offer(2, SECOND)
+        first = job(chain=pairs, nights=3)
+        assert states(first) == ["invalid", "invalid"]
+        assert first.after == moment(FIRST), "it is looked at again"
+        guide = self.offer_guide(archive, scene, THIRD)
+        second = job(chain=pairs, nights=3)
+        made = {one.item.id: one for one in second.scenes}
+        assert guide["id"] not in made, "a guide is no scene"
+        assert made[scene["id"]].state == "published"
+        assert second.after == moment(SECOND)
+        third = job(chain=pairs, nights=3)
+        assert len(third.given_up) == 1
+        assert third.after == moment(THIRD)
