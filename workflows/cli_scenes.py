@@ -71,7 +71,9 @@ def denoise(
 def superres(
     source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
     out: Path,
-    scale: Annotated[int, typer.Option(help="How many times finer.", min=2, max=4)] = 2,
+    scale: Annotated[int | None, typer.Option(help="How many times finer: 2, or as a network does.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network, see `cubeloom models list`; else cubic.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Of a family: a file, or hf:owner/repo/file@sha256.")] = None,
     opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
@@ -79,15 +81,8 @@ def superres(
     memory: Memory = "4GB",
 ) -> None:
     """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
-    _single(
-        source,
-        out,
-        ("mask", {"superres": {"scale": scale}}),
-        reader_options(opened, detector),
-        overwrite,
-        workers,
-        memory,
-    )
+    step = {"superres": {"model": model, "weights": weights, **({"scale": scale} if scale else {})}}
+    _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
 
 
 @app.command()
