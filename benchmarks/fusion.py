@@ -12,8 +12,10 @@ to the whole chip, which takes no label.
 Classifiers: a random forest, and ensembles of ten forests on features turned by principal axes, sparse and complete
 random rotations, and on random combinations (Forest-RC), all with as many trees in total and without any tuning.
 
-Every repeat draws squares of 64 px, 30 % of them to test on; no training pixel lies within 4 px of one, so that no
-window of a training pixel overlaps one of a test pixel. At most 1000 pixels of each class train.
+Every repeat draws 30 % of the squares of 64 px at random to test on, again where one side has less than a tenth of a
+class. No training pixel lies within 4 px of a test square, so no window of one overlaps one of a test pixel. At most
+1000 pixels of each class train; every second pixel of every second row tests. All feature sets and classifiers have the
+same repeats, and differences are taken repeat by repeat.
 """
 
 import argparse
@@ -33,12 +35,14 @@ from cubeloom.untrusted import open_raster
 from cubeloom.workflows.evaluate.class_methods import parse_columns
 from cubeloom.workflows.evaluate.class_metrics import class_metrics, confusion_of
 from cubeloom.workflows.evaluate.class_pixels import PixelMethod
-from cubeloom.workflows.evaluate.class_splits import Division, SplitOptions, divide, parse_splits
 from cubeloom.workflows.train.labelled import LabelledImage, labelled_image
+from cubeloom.workflows.train.labels_recipe import PixelSplit
+from cubeloom.workflows.train.split import PixelParts, split_pixels
 
 Cube = npt.NDArray[np.float32]
 
 LEVELS, WINDOW, PERCENTILES = 32, 5, (1, 99)
+SQUARE, TESTED, LEAST = 64, 0.3, 0.1
 ROTATIONS = {"PCA": "pca", "sparse": "sparse", "complete": "complete", "Forest-RC": "combinations"}
 CLASSES = (
     CardClass(value=1, name="land", colour="#9c6b4a"),
@@ -59,7 +63,8 @@ def main() -> None:
         print("fusion: give a radar scene, an optical scene and labels of it; there is nothing to measure without")
         return
     repeats, trees = (2, 20) if arguments.quick else (arguments.repeats, arguments.trees)
-    kappas = _kappas(*arguments.files, repeats, trees)
+    radar, optical, labels = arguments.files
+    kappas = _kappas(radar, optical, labels, repeats, trees)
     _print(kappas)
     if arguments.json:
         arguments.json.write_text(json.dumps({"repeats": repeats, "trees": trees, "kappa": kappas}, indent=1))
@@ -69,13 +74,13 @@ def _kappas(radar: Path, optical: Path, labels: Path, repeats: int, trees: int) 
     """By feature set and classifier, one for each repeat."""
     sets, truth = _features(_read(radar), _read(optical)), _read(labels)[0]
     methods = _methods(trees)
-    options = SplitOptions(repeats, block_px=64, test_fraction=0.3, buffer_px=4, per_class=1000)
     found: dict[str, dict[str, list[float]]] = {}
     for name, cube in sets.items():
         image = _image(name, cube, truth, np.isfinite(sets["stacked"]).all(axis=0))
-        divisions = divide(image, parse_splits("blocks", options))["blocks"]
+        parts = [split_pixels(image, _split(image.labels, seed)) for seed in range(repeats)]
         found[name] = {
-            title: [_kappa(method, image, division) for division in divisions] for title, method in methods.items()
+            title: [_kappa(method, image, part, seed) for seed, part in enumerate(parts)]
+            for title, method in methods.items()
         }
         print(f"  {name}: {cube.shape[0]} features", flush=True)
     return found
@@ -110,6 +115,21 @@ def _image(name: str, cube: Cube, truth: Cube, valid: npt.NDArray[np.bool_]) -> 
     return labelled_image(name, cube, np.where(valid, labels, 0), CLASSES, valid=valid)
 
 
+def _split(labels: npt.NDArray[np.uint8], seed: int) -> PixelSplit:
+    """Squares drawn at random, so many that each class keeps a tenth of its pixels on either side."""
+    draw = np.random.default_rng(seed)
+    rows, cols = (np.arange(size) // SQUARE for size in labels.shape)
+    squares = np.argwhere(np.ones((rows[-1] + 1, cols[-1] + 1), bool))
+    while True:
+        tested = squares[draw.permutation(len(squares))[: round(TESTED * len(squares))]]
+        inside = np.isin(rows[:, None] * len(cols) + cols, tested @ (len(cols), 1))
+        shares = [inside[labels == one.value].mean() for one in CLASSES]
+        if min(shares) > LEAST and max(shares) < 1 - LEAST:
+            return PixelSplit(
+                method="listed", block_px=SQUARE, test_tiles=tested.tolist(), buffer_px=4, per_class=1000, seed=seed
+            )
+
+
 def _methods(trees: int) -> dict[str, PixelMethod]:
     names = {"plain": f"random_forest+trees={trees}+search=false"}
     for title, rotation in ROTATIONS.items():
@@ -118,10 +138,11 @@ def _methods(trees: int) -> dict[str, PixelMethod]:
     return {title: column.method for title, column in zip(names, columns, strict=True)}  # type: ignore[misc]
 
 
-def _kappa(method: PixelMethod, image: LabelledImage, division: Division) -> float:
-    mapper = method.fit(image, division.train, division.trial.seed)
-    likely = method.probabilities(mapper.estimator, method.features(image, division.test)).argmax(axis=1)
-    confusion = confusion_of(image.labels[division.test] - 1, mapper.columns[likely], len(CLASSES))
+def _kappa(method: PixelMethod, image: LabelledImage, parts: PixelParts, seed: int) -> float:
+    mapper, test = method.fit(image, parts.train, seed), parts.test.copy()
+    test[1::2], test[:, 1::2] = False, False
+    likely = method.probabilities(mapper.estimator, method.features(image, test)).argmax(axis=1)
+    confusion = confusion_of(image.labels[test] - 1, mapper.columns[likely], len(CLASSES))
     return float(class_metrics(confusion)["kappa"])
 
 
