@@ -265,7 +265,7 @@ def _write_layer(
 
     height, width = values.shape
     map_height = 6 * height / width
-    figure = Figure(figsize=(6, map_height + 0.6), facecolor="white")
+    figure = Figure(figsize=(6, map_height + 0.7), facecolor="white")
     share = map_height / figure.get_figheight()
     axes = figure.add_axes((0, 1 - share, 1, share), facecolor="#dddddd")
     low, high = limits if limits[0] < limits[1] else (limits[0] - 0.5, limits[0] + 0.5)
@@ -276,7 +276,7 @@ def _write_layer(
         spine.set_visible(False)
     scale = figure.add_axes((0.2, 0.55 * (1 - share), 0.6, 0.2 * (1 - share)))
     bar = figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=(low, (low + high) / 2, high))
-    bar.set_ticklabels([ends[0], title, ends[1]], fontsize=9)
+    bar.set_ticklabels([ends[0], title, ends[1]], fontsize=12)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
 

@@ -174,6 +174,7 @@ def _card(number: int, scene: SceneSummary, detailed: bool, out: Path) -> dict[s
         "scene": scene,
         "has_section": scene.state in ("failed", "invalid", "published") or (detailed and scene.state == "unchanged"),
         "advice": scene.advice or _ADVICE.get(scene.state, ""),
+        "columns": _columns(len(shown)) if detailed else "small",
         "thumbnail": picture_uri(thumbnail, _THUMBNAIL_SIDE) if thumbnail else "",
         "pictures": [{"caption": _caption(name), "uri": picture_uri(path, side)} for name, path in shown],
         "map": picture_uri(scene.pictures["classes"], side) if "classes" in scene.pictures else "",
@@ -182,6 +183,11 @@ def _card(number: int, scene: SceneSummary, detailed: bool, out: Path) -> dict[s
         "noise": noise_uri(scene.noise) if scene.noise and detailed else "",
         "href": Path(relpath(scene.item, out.parent)).as_posix() if scene.item else "",
     }
+
+
+def _columns(pictures: int) -> str:
+    """The class of a grid of so many pictures, whose last row is as full as can be."""
+    return {1: "one", 2: "two"}.get(pictures, "three" if -pictures % 3 < -pictures % 4 else "")
 
 
 def _in_pairs(pictures: Mapping[str, Path]) -> list[tuple[str, Path]]:
@@ -193,6 +199,8 @@ def _in_pairs(pictures: Mapping[str, Path]) -> list[tuple[str, Path]]:
 
 def _caption(name: str) -> str:
     kind, _, cube = name.partition("_")
+    if kind == "index":
+        return cube
     shown = _CAPTIONS.get(kind, kind)
     return f"{shown}, {cube.replace('_', ' ')}" if cube else shown
 

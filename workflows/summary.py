@@ -171,9 +171,10 @@ def _replaced(scene: SceneSummary, **changes: Any) -> SceneSummary:  # noqa: ANN
     return replace(scene, **changes)
 
 
-def _order(picture: Path) -> tuple[bool, str]:
-    """True colour first, then by name: what was measured stands before what was made of it."""
-    return not picture.stem.startswith("truecolour"), picture.stem
+def _order(picture: Path) -> tuple[int, str]:
+    """True colour first, indices last, then by name: what was measured stands before what was made of it."""
+    kind = picture.stem.partition("_")[0]
+    return {"truecolour": 0, "index": 2}.get(kind, 1), picture.stem
 
 
 def _clipped(counts: dict[str, int]) -> list[str]:
