@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+from distributed.protocol.pickle import dumps, loads
+from rasterio.control import GroundControlPoint
 from rasterio.warp import transform
 
 from cubeloom.errors import InputError
@@ -98,6 +101,55 @@ def test_backscatter_of_the_real_tables_is_that_by_hand(archive, polarisation, q
         expected = (float(dn[down, right]) ** 2 - eta) / by_hand(gains, line, pixel) ** 2
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
         assert float(np.float32(found)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def real_product(archive, tmp_path_factory) -> Path:
+    """The real product of full size, with made-up numbers in 120 lines of its images, which are not there."""
+    folder = tmp_path_factory.mktemp("real")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder, [name for name in file.namelist() if name.endswith((".xml", ".safe"))])
+    (product,) = folder.glob("*.SAFE")
+    (product / "measurement").mkdir()
+    numbers = np.random.default_rng(1).integers(0, 900, (120, 25931)).astype(np.uint16)
+    points = [GroundControlPoint(row=row, col=col, x=col, y=row) for row in (0, 1) for col in (0, 1)]
+    for annotation in product.glob("annotation/s1a-*.xml"):
+        shape = {"width": 25931, "height": 16854, "count": 1, "dtype": "uint16", "blockysize": 1}
+        with rasterio.open(
+            product / f"measurement/{annotation.stem}.tiff", "w", driver="GTiff", gcps=points, crs="EPSG:4326",
+            SPARSE_OK="TRUE", **shape,
+        ) as dataset:  # fmt: skip
+            dataset.write(numbers, 1, window=((8000, 8120), (0, 25931)))
+    return product
+
+
+def test_a_real_product_of_full_size_reads_by_hand(archive, real_product):
+    """Map pixels at 100 places, through file, tables and geocoding: sigma0 of the numbers in the file to 1e-6."""
+    source = open_source(real_product, resampling="nearest", noise="signed")
+    assert source.spec.grid.crs.to_epsg() == 32736
+    gains = vectors_of(document(archive, "/calibration-s1a-iw-grd-vv")[1], "calibrationVector", "sigmaNought")
+    noise_xml = document(archive, "/noise-s1a-iw-grd-vv")[1]
+    etas = vectors_of(noise_xml, "noiseRangeVector", "noiseRangeLut")
+    place, random = source.spec.grid.transform, np.random.default_rng(4)
+    with rasterio.open(next(real_product.glob("measurement/*-vv-*"))) as dataset:
+        numbers = dataset.read(1, window=((8000, 8120), (0, 25931)))
+    checked = 0
+    while checked < 100:
+        x, y = source.geocoding.model.forward(random.uniform(8010, 8110, 1), random.uniform(20, 25900, 1))
+        row, col = int((y[0] - place.f) / place.e), int((x[0] - place.c) / place.a)
+        line, pixel = (float(part[0, 0]) for part in source.geocoding.positions(Window(row, col, 1, 1)))
+        found = float(source.read("sigma0", Window(row, col, 1, 1), slice(0, 1))[0, 0, 0])
+        line, pixel = int(np.floor(line + 0.5)), int(np.floor(pixel + 0.5))
+        dn = int(numbers[line - 8000, pixel])
+        eta = by_hand(etas, line, pixel) * azimuth_by_hand(noise_xml, line, pixel)
+        expected = (dn**2 - eta) / by_hand(gains, line, pixel) ** 2 if dn else np.nan
+        assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+        checked += dn > 0
+    again = loads(dumps(source))
+    np.testing.assert_array_equal(
+        again.read("sigma0", Window(row, col, 1, 1)), source.read("sigma0", Window(row, col, 1, 1))
+    )
+    assert len(dumps(source)) < 500_000
 
 
 def test_a_real_manifest_and_annotation_are_read_as_they_stand(archive):
