@@ -39,7 +39,8 @@ def describe_path(path: str | Path, options: Mapping[str, str] | None = None) ->
     if _is_store(path):
         commit = store.read_commit(_folder(path))
         scenes = {group or "/": _describe(open_source(path, group=group)) for group in _scene_groups(commit)}
-        return {"path": str(path), "kind": "store", "identity": commit.get("identity"), "scenes": scenes}
+        found = {"found": commit["facts"]} if "facts" in commit else {}
+        return {"path": str(path), "kind": "store", "identity": commit.get("identity"), **found, "scenes": scenes}
     sources = _sources(path)
     return {"path": str(path), "kind": "product", "scenes": {key: _describe(s) for key, s in sources.items()}}
 
@@ -142,7 +143,15 @@ def print_description(description: Mapping[str, Any]) -> None:
         rows.append(("not good", _ranges(scene["bands"]["not_good"]) or "none"))
         if description.get("identity"):
             rows.append(("identity", description["identity"]))
-        print_table(scene["scene_id"], ("", ""), [*rows, *_variable_rows(scene), *_told_rows(scene)])
+        found = description.get("found", {}) if key == "/" else {}
+        print_table(
+            scene["scene_id"], ("", ""), [*rows, *_variable_rows(scene), *_told_rows(scene), *_found_rows(found)]
+        )
+
+
+def _found_rows(found: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """What the steps found out of the whole scene."""
+    return [(step, ", ".join(f"{name} {value}" for name, value in facts.items())) for step, facts in found.items()]
 
 
 def _scene_rows(scene: Mapping[str, Any]) -> Rows:

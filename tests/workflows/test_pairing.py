@@ -14,6 +14,7 @@ from cubeloom.catalogs.items import CatalogItem, read_catalog
 from cubeloom.catalogs.overlap import overlap
 from cubeloom.pipeline.simulate import simulate_scene
 from cubeloom.pipeline.simulate.sentinel2 import simulate_sentinel2
+from cubeloom.workflows.inspect import describe_path
 from cubeloom.workflows.pairing import paired
 from cubeloom.workflows.run import RunOptions, dry_run, run
 from cubeloom.workflows.scan import scan
@@ -83,6 +84,9 @@ def test_what_was_found_is_on_record(published, items):
     assert "hours later" in lineage
     assert f"shift_right_px {facts['shift_right_px']}" in lineage
     assert done.facts["pair"] == facts
+    told = describe_path(done.product)
+    assert told["found"]["pair"] == facts
+    assert told["scenes"]["s2"]["scene_id"] == guide_of(items).id
 
 
 def test_a_corrected_guide_fits_the_scene_better(published, delivery):
@@ -130,6 +134,18 @@ def test_a_second_run_does_nothing_and_another_guide_is_another_product(publishe
 def _touched(item):
     assets = {key: replace(asset, checksum="1220" + "0" * 64) for key, asset in item.assets.items()}
     return replace(item, assets=assets)
+
+
+def test_the_command_line_names_the_guide_and_counts_scenes_alone(items, tmp_path, cli):
+    catalog = items[0].self_path.parents[2] / "catalog.json"
+    ended = cli("run", "enmap_s2_pair", "--catalog", catalog, "--out", tmp_path, "--limit", "2", "--dry-run", "--json")
+    plans = json.loads(ended.out)
+    assert len(plans) == 2
+    [made] = [plan for plan in plans if plan["action"] == "make"]
+    assert f"with s2 {guide_of(items).id}" in made["detail"]
+    only = cli("run", "enmap_s2_pair", "--catalog", catalog, "--out", tmp_path, "--items", made["item"], "--dry-run")
+    assert only.code == 0
+    assert "1 scene" in only.out
 
 
 def test_a_broken_guide_fails_its_scene_and_is_named(delivery, tmp_path):
