@@ -8,6 +8,7 @@ left to GDAL, so that there is one way of telling what is wrong.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -27,6 +28,9 @@ _AT_ONCE = 2**19
 
 _MOST_STORED, _SLACK = 2, 4096
 """Bytes of the file that are read at once for each decoded one, and beside them."""
+
+_SMALL = 8192
+"""Bytes that are compared with those before them: a mask's blocks, of one value each, are the same in most bands."""
 
 
 def read_blocks(path: Path, layout: TiffLayout, window: Window, bands: Sequence[int], out: Array) -> bool:
@@ -62,10 +66,9 @@ def read_blocks(path: Path, layout: TiffLayout, window: Window, bands: Sequence[
 def _codecs() -> ModuleType | None:
     """The compiled codecs; None where they are not installed, and GDAL reads everything."""
     try:
-        import imagecodecs
+        return import_module("imagecodecs")
     except ImportError:
         return None
-    return imagecodecs
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class _Reader:
         self.block_bytes = prod(layout.block) * layout.dtype.itemsize
         self.decoded = np.empty(max(len(piece.rows) for piece in pieces) * self.block_bytes, np.uint8)
         self.stored = np.empty(0, np.uint8)
+        self.held: tuple[bytes, list[int], list[int], int] | None = None
 
     def read(self, band: int, piece: _Piece, out: Array) -> None:
         """The wanted pixels of a piece into `out`.
@@ -130,18 +134,22 @@ class _Reader:
             np.copyto(out, self.codecs.delta_decode(numbers[rows, : cols.stop], axis=1)[:, cols])
 
     def _decode(self, band: int, piece: _Piece) -> None:
-        """The blocks of a piece, one after the other."""
+        """The blocks of a piece, one after the other; what was decoded just before is not decoded again."""
         first, stored = self._stored(band, piece)
-        offsets = self.layout.offsets[band, piece.rows.start : piece.rows.stop, piece.col].tolist()
+        offsets = (self.layout.offsets[band, piece.rows.start : piece.rows.stop, piece.col] - first).tolist()
         sizes = self.layout.sizes[band, piece.rows.start : piece.rows.stop, piece.col].tolist()
+        same = (stored.tobytes(), offsets, sizes, self._bytes_of(piece.rows[-1])) if stored.size <= _SMALL else None
+        if same is not None and same == self.held:
+            return
         for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
             start = number * self.block_bytes
             target = self.decoded[start : start + self._bytes_of(piece.rows[number])]
-            data = stored[offset - first : offset - first + size]
+            data = stored[offset : offset + size]
             if self.layout.compression == NO_COMPRESSION:
                 target[:] = data  # of another size: a ValueError
             elif len(self.decode(data, out=target)) != target.size:
                 raise ValueError("a block has too few numbers")
+        self.held = same
 
     def _bytes_of(self, row: int) -> int:
         """Bytes of a decoded block; the last strip of an image has the rows that are left."""

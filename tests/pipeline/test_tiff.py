@@ -117,6 +117,16 @@ def test_blocks_that_the_file_leaves_out_are_left_to_gdal(tmp_path):
     assert np.array_equal(found, by_gdal(path, WHOLE, (1, 2)))
 
 
+@pytest.mark.parametrize("blocks", [TILED, STRIPS], ids=["tiled", "strips"])
+def test_blocks_of_the_same_bytes(tmp_path, blocks):
+    path, mask = tmp_path / "a.tif", np.zeros((BANDS, HEIGHT, WIDTH), np.uint8)
+    mask[1, 60, 70] = mask[4, -1, -1] = mask[4, 100, 3] = 1
+    shape = {"count": BANDS, "height": HEIGHT, "width": WIDTH, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", compress="deflate", interleave="band", **blocks, **shape) as file:
+        file.write(mask)
+    assert np.array_equal(decoded(path, WHOLE, (1, 2, 3, 4, 5)), mask)
+
+
 def test_small_parts_of_blocks_are_left_to_gdal_which_keeps_blocks(tmp_path):
     path = written(tmp_path / "a.tif", predictor=2, **TILED)
     assert decoded(path, Window(40, 60, 16, 16), (1,)) is None
