@@ -174,6 +174,9 @@ def _one_run(side: str, product: str, out: str) -> None:
 
 
 def _ours(product: str, out: str) -> tuple[float, float]:
+    import rasterio.windows  # noqa: F401
+    import scipy.ndimage  # noqa: F401
+
     from cubeloom.pipeline.engine import run_to_store
     from cubeloom.pipeline.readers import open_source, sentinel2  # noqa: F401 - imports are not timed
 
@@ -182,8 +185,8 @@ def _ours(product: str, out: str) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _peer(product: str, out: str, dask: bool) -> tuple[float, float]:
-    import dask.array
+def _peer(product: str, out: str, on_dask: bool) -> tuple[float, float]:
+    import dask.array  # noqa: F401
     import rioxarray
     import xarray as xr
     import zarr  # noqa: F401
@@ -192,7 +195,7 @@ def _peer(product: str, out: str, dask: bool) -> tuple[float, float]:
     bands = {}
     for name in BANDS:
         image = next(Path(product).glob(f"GRANULE/*/IMG_DATA/R10m/*_{name}_10m.jp2"))
-        opened = rioxarray.open_rasterio(image, chunks=True) if dask else rioxarray.open_rasterio(image)
+        opened = rioxarray.open_rasterio(image, chunks=True) if on_dask else rioxarray.open_rasterio(image)
         bands[name] = opened.squeeze("band", drop=True)
     xr.Dataset(bands).to_zarr(out, mode="w", zarr_format=3, consolidated=False)
     return time.perf_counter() - start, time.process_time() - cpu
