@@ -79,7 +79,8 @@ class Card(BaseModel):
         sha256: hex digest of the weights' file; empty for a network without weights.
         licence: of the weights, as an SPDX id where there is one.
         task: what the network does to a cube: `segment` gives every pixel a class; `classify` gives the whole tile one,
-            `multilabel` any number of them and `regress` values; `embed` gives it a vector; `superres` makes the cube finer.
+            `multilabel` any number of them and `regress` values; `embed` gives it a vector; `superres` makes the cube
+            finer.
         sensor: sensor it was trained for; None for any.
         wavelengths_nm: shortest and longest band centre it was trained on, nm; None for any.
         variable: cube it takes, such as `reflectance`; None for any.
