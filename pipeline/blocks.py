@@ -82,7 +82,7 @@ class Block:
         cut: dict[str, Array | Packed] = {}
         for name, array in self.arrays.items():
             if isinstance(array, Packed):
-                lost = None if array.clipped is None else window.crop(array.clipped, self.window)
+                lost = None if array.clipped is None else np.asarray(window.crop(array.clipped, self.window), bool)
                 cut[name] = Packed(window.crop(array.data, self.window), array.encoding, lost)
             else:
                 cut[name] = window.crop(array, self.window)

@@ -46,7 +46,7 @@ _FINEST = 1e-4
 
 def window_edge(shape: Shape) -> int:
     """Edge, px, of the windows in a scene of this shape: a power of two, of which the scene holds some."""
-    return min(LARGEST_WINDOW, 2 ** int(log2(max(min(shape) // 4, min(*shape, SMALLEST_WINDOW)))))
+    return min(LARGEST_WINDOW, 1 << int(log2(max(min(shape) // 4, min(*shape, SMALLEST_WINDOW)))))
 
 
 def windows(core: Window, edge: int) -> list[Window]:
@@ -130,7 +130,7 @@ def peak(turned: Turns, edge: int, reach: float, near: Shift | None = None) -> t
     at, step = near or (0.0, 0.0), 0.125 if near else 0.5
     count = _SEARCH if near else ceil(reach / step)
     while True:
-        offsets = np.arange(-count, count + 1) * step
+        offsets = np.linspace(-count * step, count * step, 2 * count + 1)
         heights = _agreement(turned, edge, at[0] + offsets, at[1] + offsets)
         row, col = np.unravel_index(np.argmax(heights), heights.shape)
         at = float(at[0] + offsets[row]), float(at[1] + offsets[col])

@@ -211,7 +211,7 @@ def _clear(guide: Block) -> npt.NDArray[np.bool_]:
     if "quality" not in guide.arrays:
         return valid
     bits = np.uint32(sum(QUALITY_FLAGS[flag] for flag in DROPPED))
-    return valid & ((guide["quality"] & bits) == 0)
+    return np.asarray(valid & ((guide["quality"] & bits) == 0))
 
 
 def _in_squares(array: Array, factor: int) -> Array:
