@@ -92,7 +92,7 @@ class ResampleBands(Stage):
             variables={spec.subject: replace(spec.variables[spec.subject]), **layers},
             measurement=spec.subject,
             group="_".join(filter(None, (spec.group, name))),
-            attrs={**spec.attrs, "band_names": [response.name for response in responses]},
+            attrs={**spec.attrs, "band_names": {str(number): one.name for number, one in enumerate(responses, 1)}},
             history=(*spec.history, f"resample_bands: {spec.subject} to {len(responses)} bands of {name} by response"),
         )
 

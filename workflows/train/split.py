@@ -178,9 +178,17 @@ def _limited(labels: npt.NDArray[np.uint8], train: BoolArray, most: int, seed: i
 
 def _require_classes(labels: npt.NDArray[np.uint8], train: BoolArray, test: BoolArray, how: str) -> None:
     for name, part in (("training", train), ("test", test)):
-        absent = sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[part]).tolist()))
-        if absent:
+        if absent := _absent(labels, part):
             raise InputError(f"no {name} pixel of class {absent} with {how}, or label more places of it")
+
+
+def _absent(labels: npt.NDArray[np.uint8], part: BoolArray) -> list[int]:
+    """Classes without a sample in a part."""
+    return sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[part]).tolist()))
+
+
+_DRAWS = 20
+"""Tries to find test squares so that every class is on both sides."""
 
 
 def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: Split) -> BoolArray:
@@ -193,10 +201,17 @@ def _drawn(labels: npt.NDArray[np.uint8], groups: npt.NDArray[np.int64], split: 
             f"labels fall into {np.unique(groups).size} squares of {split.block_px} px; at least {parts} are needed to "
             "keep test pixels apart: make block_px smaller, or label more places"
         )
-    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=split.seed).split(labels, labels, groups)
+    draw = np.random.default_rng(split.seed)
+    folder = StratifiedGroupKFold(parts, shuffle=True, random_state=split.seed)
+    folds = [fold for _, fold in folder.split(labels, labels, groups)]
     test = np.zeros(labels.size, bool)
-    for _, fold in list(folds)[: max(1, round(split.test_fraction * parts))]:
-        test[fold] = True
+    # Where squares are few the folds are nearly the same for every seed: which of them test is drawn as well.
+    for _ in range(_DRAWS):
+        test[:] = False
+        for number in draw.permutation(parts)[: max(1, round(split.test_fraction * parts))]:
+            test[folds[number]] = True
+        if not (_absent(labels, test) or _absent(labels, ~test)):
+            break
     return test
 
 
