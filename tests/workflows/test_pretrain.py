@@ -285,6 +285,20 @@ def test_views_foretell_each_other_and_not_themselves():
     assert float(cross_views(wanted, logits, 2)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["moco", "dino"])
+def test_the_mean_of_the_last_map_may_be_what_is_compared(recipe, method):
+    """It is that of the tokens, without the class token, which then learns nothing by itself."""
+    module = module_of(recipe(method, method={**METHODS[method], "embedding": "map"}))
+    x = torch.randn(2, 202, 8, 8)
+    with torch.no_grad():
+        tokens = module.network.backbone.forward_features(module.network.spectral_adapter(x))
+        found = module.embed(module.network, x)
+    assert found.shape == (2, module.width)
+    assert torch.allclose(found, tokens[:, 1:].mean(1), atol=1e-5)
+    module.training_step(torch.randn(2, 3, 202, 8, 8), 0).backward()
+    assert module.network.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
 def test_a_teacher_learns_to_the_end(recipe):
     """Its momentum reaches 1 with the last step alone; the authors' does after a tenth."""
     module = module_of(recipe("dino", steps=1000))

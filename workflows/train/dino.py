@@ -49,9 +49,9 @@ class DinoModule(FollowingModule):
     """
 
     def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Dino) -> None:
-        super().__init__(network, recipe)
+        super().__init__(network, recipe, method)
         self.method = method
-        self.head = DinoHead(network.embedding_size, method)
+        self.head = DinoHead(self.width, method)
         self.teacher, self.teacher_head = follower(network), follower(self.head)
         self.register_buffer("centre", torch.zeros(method.outputs))
 
@@ -78,8 +78,8 @@ class DinoModule(FollowingModule):
         """Cross entropy between the teacher's and the student's outputs of different views `(2, N, D, H, W)`."""
         views = batch.flatten(0, 1)
         with torch.no_grad():
-            shown = self.teacher_head(self.teacher(views)).float()
-        said = self.head(self.network(views)).float()
+            shown = self.teacher_head(self.embed(self.teacher, views)).float()
+        said = self.head(self.embed(self.network, views)).float()
         centre = self.get_buffer("centre")
         wanted = ((shown - centre) / self.teacher_temperature(self.global_step)).softmax(1)
         loss = cross_views(wanted, said / self.method.student_temperature, len(batch))

@@ -22,9 +22,9 @@ class MocoModule(FollowingModule):
     """
 
     def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Moco) -> None:
-        super().__init__(network, recipe)
+        super().__init__(network, recipe, method)
         self.method = method
-        self.head = projection(network.embedding_size, method.hidden, method.outputs)
+        self.head = projection(self.width, method.hidden, method.outputs)
         self.slow, self.slow_head = follower(network), follower(self.head)
         queue = functional.normalize(torch.randn(method.queue, method.outputs), dim=1)
         self.register_buffer("queue", queue)
@@ -40,9 +40,9 @@ class MocoModule(FollowingModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Cross entropy of finding the other view of a place among the queue, of views `(2, N, D, H, W)`."""
-        query = functional.normalize(self.head(self.network(batch[0])).float(), dim=1)
+        query = functional.normalize(self.head(self.embed(self.network, batch[0])).float(), dim=1)
         with torch.no_grad():
-            key = functional.normalize(self.slow_head(self.slow(batch[1])).float(), dim=1)
+            key = functional.normalize(self.slow_head(self.embed(self.slow, batch[1])).float(), dim=1)
         loss = contrast(query, key, self.get_buffer("queue"), self.method.temperature)
         self._enqueue(key)
         return loss

@@ -5,12 +5,12 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cubeloom.models.spectral_networks import SpectralNetwork
 
 from .loop import LoopModule
-from .pretrain_recipe import PretrainRecipe
+from .pretrain_recipe import Dino, Moco, PretrainRecipe
 
 _INERTIA = 0.9
 """Of stochastic gradient descent."""
@@ -48,7 +48,30 @@ class PretrainModule(LoopModule):
 
 
 class FollowingModule(PretrainModule):
-    """A module some of whose networks follow others after each step of the optimiser."""
+    """A module some of whose networks follow others after each step of the optimiser.
+
+    Args:
+        network: the encoder.
+        recipe: how.
+        method: the recipe's part on this.
+    """
+
+    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Moco | Dino) -> None:
+        super().__init__(network, recipe)
+        self.of_map = method.embedding == "map"
+
+    @property
+    def width(self) -> int:
+        """Length of what is compared, before the head."""
+        return self.network.levels[-1].channels if self.of_map else self.network.embedding_size
+
+    def embed(self, network: SpectralNetwork, x: Tensor) -> Tensor:
+        """What is compared of a network, before the head: (N, D, H, W) → (N, `width`)."""
+        if not self.of_map:
+            embedding: Tensor = network(x)
+            return embedding
+        [features] = network.features(x, [len(network.levels) - 1])
+        return features.mean((2, 3))
 
     def pairs(self) -> Iterable[tuple[nn.Module, nn.Module]]:
         """Followers, each with whom it follows."""

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
 
+Embedding = Literal["network", "map"]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,8 @@ class Moco(_Part):
         temperature: of the comparison.
         hidden: width of the projection's hidden layer.
         outputs: length of what is compared.
+        embedding: what is compared: that of the `network`, of a vision transformer its class token, as the authors have
+            it; or the mean of its last `map`, which the stage `embed` writes and which learns sooner.
     """
 
     name: Literal["moco"] = "moco"
@@ -72,6 +76,7 @@ class Moco(_Part):
     temperature: Positive = 0.1
     hidden: Count = 2048
     outputs: Count = 128
+    embedding: Embedding = "network"
 
     loop: ClassVar[dict[str, Any]] = {
         "steps": 162_000,
@@ -99,6 +104,8 @@ class Dino(_Part):
         teacher_warmup: share of the steps.
         centre_momentum: of the running mean that is taken from the teacher's outputs.
         freeze_last: share of the steps, at the start, in which the last layer does not learn.
+        embedding: what is compared: that of the `network`, of a vision transformer its class token, as the authors have
+            it; or the mean of its last `map`, which the stage `embed` writes and which learns sooner.
     """
 
     name: Literal["dino"] = "dino"
@@ -111,6 +118,7 @@ class Dino(_Part):
     teacher_warmup: Fraction = 0.1
     centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     freeze_last: Fraction = 0.01
+    embedding: Embedding = "network"
 
     loop: ClassVar[dict[str, Any]] = {
         "steps": 162_000,
