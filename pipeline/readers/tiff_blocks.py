@@ -7,13 +7,11 @@ left to GDAL, so that there is one way of telling what is wrong.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from io import FileIO
 from math import prod
 from pathlib import Path
-from types import ModuleType
 
+import imagecodecs
 import numpy as np
 
 from cubeloom.pipeline.encoding import Array
@@ -46,29 +44,19 @@ def read_blocks(path: Path, layout: TiffLayout, window: Window, bands: Sequence[
     Returns:
         Whether `out` holds the pixels; else GDAL is to read them, or to say why they cannot be read.
     """
-    codecs = _codecs()
     pieces = list(_pieces(layout, window))
     decoded = sum(prod(piece.inside) for piece in pieces)
-    if codecs is None or out.dtype != layout.dtype or decoded > _MOST_DECODED * prod(window.shape):
+    if out.dtype != layout.dtype or decoded > _MOST_DECODED * prod(window.shape):
         return False
     try:
         with path.open("rb", buffering=0) as file:
-            reader = _Reader(file, layout, pieces, codecs)
+            reader = _Reader(file, layout, pieces)
             for target, band in zip(out, bands, strict=True):
                 for piece in pieces:
                     reader.read(band - 1, piece, piece.target.crop(target, window))
     except (OSError, ValueError, RuntimeError):  # every codec's own error is the last of these
         return False
     return True
-
-
-@cache
-def _codecs() -> ModuleType | None:
-    """The compiled codecs; None where they are not installed, and GDAL reads everything."""
-    try:
-        return import_module("imagecodecs")
-    except ImportError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -108,9 +96,9 @@ def _pieces(layout: TiffLayout, window: Window) -> Iterator[_Piece]:
 class _Reader:
     """Decodes pieces of one open file, in memory that is used again for each of them."""
 
-    def __init__(self, file: FileIO, layout: TiffLayout, pieces: Sequence[_Piece], codecs: ModuleType) -> None:
-        self.file, self.layout, self.codecs = file, layout, codecs
-        self.decode = codecs.zstd_decode if layout.compression == ZSTD else codecs.deflate_decode
+    def __init__(self, file: FileIO, layout: TiffLayout, pieces: Sequence[_Piece]) -> None:
+        self.file, self.layout = file, layout
+        self.decode = imagecodecs.zstd_decode if layout.compression == ZSTD else imagecodecs.deflate_decode
         self.block_bytes = prod(layout.block) * layout.dtype.itemsize
         self.decoded = np.empty(max(len(piece.rows) for piece in pieces) * self.block_bytes, np.uint8)
         self.stored = np.empty(0, np.uint8)
@@ -129,9 +117,9 @@ class _Reader:
         if not self.layout.differences:
             np.copyto(out, numbers[rows, cols])
         elif cols.start == 0:
-            self.codecs.delta_decode(numbers[rows, cols], axis=1, out=out)
+            imagecodecs.delta_decode(numbers[rows, cols], axis=1, out=out)
         else:
-            np.copyto(out, self.codecs.delta_decode(numbers[rows, : cols.stop], axis=1)[:, cols])
+            np.copyto(out, imagecodecs.delta_decode(numbers[rows, : cols.stop], axis=1)[:, cols])
 
     def _decode(self, band: int, piece: _Piece) -> None:
         """The blocks of a piece, one after the other; what was decoded just before is not decoded again."""

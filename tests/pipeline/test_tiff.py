@@ -14,8 +14,6 @@ from cubeloom.pipeline.readers.rasters import RasterFile, close_handles, file_st
 from cubeloom.pipeline.readers.tiff_blocks import read_blocks
 from cubeloom.pipeline.readers.tiff_layout import tiff_layout
 
-pytest.importorskip("imagecodecs")
-
 BANDS, HEIGHT, WIDTH = 5, 150, 170
 TILED = {"tiled": True, "blockxsize": 64, "blockysize": 48}
 STRIPS = {"blockysize": 7}
