@@ -5,7 +5,7 @@ time that a scene's cube takes, that is more than the decompression. What is not
 left to GDAL, so that there is one way of telling what is wrong.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -98,7 +98,8 @@ class _Reader:
 
     def __init__(self, file: FileIO, layout: TiffLayout, pieces: Sequence[_Piece]) -> None:
         self.file, self.layout = file, layout
-        self.decode = imagecodecs.zstd_decode if layout.compression == ZSTD else imagecodecs.deflate_decode
+        decode = imagecodecs.zstd_decode if layout.compression == ZSTD else imagecodecs.deflate_decode
+        self.decode: Callable[..., Sized] = decode  # takes arrays, whatever its annotations say
         self.block_bytes = prod(layout.block) * layout.dtype.itemsize
         self.decoded = np.empty(max(len(piece.rows) for piece in pieces) * self.block_bytes, np.uint8)
         self.stored = np.empty(0, np.uint8)
