@@ -44,7 +44,8 @@ def read_weights(path: Path, sha256: str) -> "StateDict":
     """The tensors of a weights' file by key, on the CPU; nothing in the file is run.
 
     The file is read once, so what is parsed is what was hashed. Of a checkpoint the part under one of `KEY_PATHS` is
-    taken, and prefixes of wrappers around the network are dropped.
+    taken, and prefixes of wrappers around the network are dropped. Of several state dicts, and nothing else, all are
+    taken, each behind its name.
 
     Args:
         path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` as `torch.save` writes them.
@@ -182,6 +183,8 @@ def _unwrapped(content: Any, path: Path) -> "StateDict":  # noqa: ANN401
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
+    if isinstance(content, Mapping) and content and all(map(_is_state_dict, content.values())):
+        content = {f"{part}.{key}": value for part, state in content.items() for key, value in state.items()}
     if not _is_state_dict(content):
         keys = _first(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
         raise ModelError(

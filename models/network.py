@@ -1,6 +1,21 @@
 """What every network of the registry is: a module that may offer a faster form of itself for inference."""
 
+from dataclasses import dataclass
+
 from torch import nn
+
+
+@dataclass(frozen=True)
+class Level:
+    """One of the feature maps that a network can give.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the input to one of the map.
+    """
+
+    channels: int
+    stride: int
 
 
 class Network(nn.Module):

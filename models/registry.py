@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "weights"
 
 _HOMES = {
+    "croma_base": "croma",
+    "croma_large": "croma",
     "essaformer_x2": "essaformer",
     "essaformer_x3": "essaformer",
     "essaformer_x4": "essaformer",
@@ -105,7 +107,8 @@ class Family:
         """Weights by the network's keys, without those of the tolerated that it has no place for."""
         state = self.key_map(state) if self.key_map else state
         known = network.state_dict()
-        return {key: value for key, value in state.items() if key in known or not key.startswith(self.tolerated)}
+        absent = tuple(part for part in self.tolerated if not any(key.startswith(part) for key in known))
+        return {key: value for key, value in state.items() if key in known or not key.startswith(absent)}
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Check that the family has all these settings.

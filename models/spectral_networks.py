@@ -7,7 +7,6 @@ any other network of timm behind the same adapter.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from cubeloom.errors import ModelError
 
 from .cards import did_you_mean
-from .network import Network
+from .network import Level, Network
 from .registry import register_model
 from .spectral_adapter import FEATURES, FoldedAdapter, SpectralAdapter
 from .spectral_checkpoints import TOLERATED, official_keys
@@ -39,19 +38,6 @@ VIT_SIZES = {
     "giant": (1536, 40, 24),
 }
 """Width, depth and heads; all but the nano are the authors'."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One of the feature maps that a network can give.
-
-    Attributes:
-        channels: of the map.
-        stride: pixels of the input to one of the map.
-    """
-
-    channels: int
-    stride: int
 
 
 class SpectralNetwork(Network):

@@ -12,7 +12,7 @@ from cubeloom.pipeline.scene import BoolArray
 from .tile_network import FloatImages, TileNetwork
 
 if TYPE_CHECKING:
-    from cubeloom.models.spectral_networks import Level
+    from cubeloom.models.network import Level
     from cubeloom.pipeline.inference import Dense
 
 
