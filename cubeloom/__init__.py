@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from cubeloom.pipeline.functions import despeckle as despeckle
     from cubeloom.pipeline.functions import destripe as destripe
     from cubeloom.pipeline.functions import embed as embed
-    from cubeloom.pipeline.functions import indices as indices
     from cubeloom.pipeline.functions import fuse as fuse
+    from cubeloom.pipeline.functions import indices as indices
     from cubeloom.pipeline.functions import mask as mask
     from cubeloom.pipeline.functions import pair as pair
     from cubeloom.pipeline.functions import resample_bands as resample_bands
     from cubeloom.pipeline.functions import select_bands as select_bands
+    from cubeloom.pipeline.functions import sharpen as sharpen
     from cubeloom.pipeline.functions import superres as superres
     from cubeloom.pipeline.functions import texture as texture
     from cubeloom.pipeline.functions import to_db as to_db
@@ -40,6 +41,7 @@ _HOMES = {
     "resample_bands": "cubeloom.pipeline.functions",
     "select_bands": "cubeloom.pipeline.functions",
     "denoise": "cubeloom.pipeline.functions",
+    "sharpen": "cubeloom.pipeline.functions",
     "superres": "cubeloom.pipeline.functions",
     "texture": "cubeloom.pipeline.functions",
     "fuse": "cubeloom.pipeline.functions",

@@ -40,6 +40,7 @@ class Block:
         core: the part of the window that this block answers for; statistics count its pixels and no others.
         arrays: variables by name, `(band, y, x)`, `(class, y, x)` or `(y, x)`.
         guides: by name, what the guides that the stage at hand asks for show of the same window, on their own grids.
+        origin: for statistics, the core on the grid, or band axis, that the last change of it began from.
     """
 
     spec: SceneSpec
@@ -47,6 +48,7 @@ class Block:
     core: Window
     arrays: Mapping[str, Array | Packed] = field(default_factory=dict)
     guides: Mapping[str, Block] = field(default_factory=dict)
+    origin: Block | None = None
 
     def __getitem__(self, name: str) -> Array:
         """Values of a variable, decoded."""
@@ -275,7 +277,8 @@ def measure_block(
     clock = clock or Clock()
     stage = stages[step]
     halo = stage.halo(specs[step])
-    block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions, clock)[-1]
+    *before, block = run_chain(source, stages[:step], specs[: step + 1], stats[:step], core, halo, predictions, clock)
+    block = replace(block, origin=before[-1] if before else None)
     with clock(stage.name):
         block = _with_guides(block, stage, source, stages[:step], stats[:step])
         return stage.measure(block, stats[step], number)

@@ -71,6 +71,15 @@ def superres(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN40
     return _lifted("superres", scene, parameters)
 
 
+def sharpen(scene: xr.Dataset, guide: xr.Dataset, /, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+    """Bring spectra to the resolution of a guide, such as Sentinel-2: a Scene with `sharpened(band, y, x)`.
+
+    The guide is brought onto a grid a whole number of times finer than the scene's where it does not lie on one;
+    `pair` also corrects its displacement. Parameters: see `Sharpen`.
+    """
+    return _lifted("sharpen", scene, parameters, guide)
+
+
 def texture(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Measure the texture about every pixel: a Scene with `texture(band, y, x)`. Parameters: see `Texture`."""
     return _lifted("texture", scene, parameters)

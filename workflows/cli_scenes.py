@@ -18,16 +18,23 @@ def _single(
     overwrite: bool,
     workers: int,
     memory: str,
+    guide: str | None = None,
 ) -> None:
     from cubeloom.pipeline.engine import run_to_store
+    from cubeloom.pipeline.guided import with_guides
     from cubeloom.pipeline.readers import open_source
+    from cubeloom.pipeline.stages import Pair
 
     from .console import parse_bytes, say
     from .schema import Workflow
 
     stages = Workflow(name="single", steps=steps).stages()
     budget = parse_bytes(memory)
-    run_to_store(open_source(source, **options), stages, out, overwrite=overwrite, workers=workers, memory=budget)
+    scene = open_source(source, **options)
+    if guide:
+        pairs = [stage for stage in stages if isinstance(stage, Pair)]
+        scene = with_guides(scene, {pair.guide: pair.regridded(open_source(guide), scene.spec) for pair in pairs})
+    run_to_store(scene, stages, out, overwrite=overwrite, workers=workers, memory=budget)
     say(f"{source} -> {out}")
 
 
@@ -83,6 +90,26 @@ def superres(
     """Refine the grid of IN; OUT holds the finer grid in its own group (`x2`)."""
     step = {"superres": {"model": model, "weights": weights, **({"scale": scale} if scale else {})}}
     _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
+
+
+@app.command()
+def sharpen(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A product, a store, or the URL of a store.")],
+    guide: Annotated[str, typer.Argument(metavar="GUIDE", help="A finer scene over the same ground.")],
+    out: Path,
+    method: Annotated[str, typer.Option(help="gsa, cnmf or hysure.")] = "gsa",
+    refine: Annotated[int | None, typer.Option(help="How many times finer; by default as the guide is.")] = None,
+    coregister: Annotated[str, typer.Option(help="off, report or correct: the guide's displacement.")] = "correct",
+    opened: Open = None,
+    detector: Detector = None,
+    overwrite: Overwrite = False,
+    workers: Workers = CORES,
+    memory: Memory = "4GB",
+) -> None:
+    """Mask IN and bring its spectra to the resolution of GUIDE; OUT holds the finer grid in its own group (`x3`)."""
+    pair = {"guide": "guide", "refine": refine, "coregister": coregister, "publish": False}
+    steps = ("mask", {"pair": pair}, {"sharpen": {"method": method}})
+    _single(source, out, steps, reader_options(opened, detector), overwrite, workers, memory, guide)
 
 
 @app.command()

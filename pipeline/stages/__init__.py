@@ -7,11 +7,13 @@ from .despeckle import Despeckle
 from .destripe import Destripe
 from .embed import Embed
 from .fuse import Fuse
+from .gate import Gate
 from .indices import Indices
 from .mask import Mask
 from .pair import Pair
 from .resample_bands import ResampleBands
 from .select_bands import SelectBands
+from .sharpen import Sharpen
 from .superres import Superres
 from .texture import Texture
 from .to_db import ToDb
@@ -24,11 +26,13 @@ __all__ = [
     "Destripe",
     "Embed",
     "Fuse",
+    "Gate",
     "Indices",
     "Mask",
     "Pair",
     "ResampleBands",
     "SelectBands",
+    "Sharpen",
     "Stage",
     "Stats",
     "Superres",

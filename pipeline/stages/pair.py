@@ -107,7 +107,7 @@ class Pair(Stage):
                 f"{spec.scene_id}, pair: on a grid {spec.scale} times finer than the scene's own, a guide on one "
                 f"{guide.scale} times finer cannot be compared; put pair before the step that refines the grid"
             )
-        if self.passes and not _comparable(spec, guide).size:
+        if self.passes and not comparable(spec, guide).size:
             raise InputError(
                 f"{spec.scene_id}, pair: the scene's bands cover none of those of {guide.scene_id} ({guide.sensor}), "
                 "so how far the two lie apart cannot be told; set coregister: off"
@@ -120,9 +120,9 @@ class Pair(Stage):
         """How the spectra of the two differ, window by window."""
         guide = block.guides[self.guide]
         factor = guide.window.height // block.window.height
-        bands = _comparable(block.spec, guide.spec)
+        bands = comparable(block.spec, guide.spec)
         seen = weights(gaussians(guide.bands.wavelength[bands], guide.bands.fwhm[bands]), block.bands)
-        clear = np.asarray(block.valid, bool) & _in_squares(_clear(guide), factor).all(axis=(-3, -1))
+        clear = np.asarray(block.valid, bool) & _in_squares(shows_ground(guide), factor).all(axis=(-3, -1))
         other = _in_squares(guide.subject[bands], factor).mean(axis=(-3, -1))
         edge = window_edge(block.spec.shape)
         return compare(seen.apply(block.subject), other, clear, block.core, edge, self._reach(block.spec))
@@ -197,7 +197,7 @@ class Pair(Stage):
         return {}
 
 
-def _comparable(scene: SceneSpec, guide: SceneSpec) -> npt.NDArray[np.intp]:
+def comparable(scene: SceneSpec, guide: SceneSpec) -> npt.NDArray[np.intp]:
     """Positions of the guide's bands that the scene's cover, so that both can be seen through the same response."""
     bands = guide.bands
     placed = np.flatnonzero(bands.good & bands.preferred & np.isfinite(bands.wavelength) & np.isfinite(bands.fwhm))
@@ -205,7 +205,7 @@ def _comparable(scene: SceneSpec, guide: SceneSpec) -> npt.NDArray[np.intp]:
     return placed[uncovered <= UNCOVERED]
 
 
-def _clear(guide: Block) -> npt.NDArray[np.bool_]:
+def shows_ground(guide: Block) -> npt.NDArray[np.bool_]:
     """Pixels that show the ground."""
     valid = np.asarray(guide.valid, bool)
     if "quality" not in guide.arrays:

@@ -64,6 +64,11 @@ def examples(scene, save_toy, save_labels, tmp_path) -> dict[str, list]:
         "despeckle": [mask, stage_class("despeckle")(looks=5)],
         "to_db": [mask, stage_class("to_db")()],
         "superres": [mask, stage_class("superres")(scale=2)],
+        "gate": [
+            mask,
+            stage_class("destripe")(),
+            stage_class("gate")(max_sam=90, max_shift=9, max_rmse=9, max_drift=2),
+        ],
         "classify by a network": [mask, network],
         "embed": [mask, stage_class("embed")(model=save_labels(scene, "maps", task="embed", tile=96, multiple=8))],
         "classify": [mask, stage_class("classify")(model=str(trained(scene, tmp_path / "model.skops")))],
@@ -101,7 +106,7 @@ def read_all(path: Path, group: str) -> dict[str, np.ndarray]:
     return {str(name): variable.values for name, variable in opened.data_vars.items()}
 
 
-GUIDED = {"fuse", "pair"}
+GUIDED = {"fuse", "pair", "sharpen"}
 """Stages that take a second scene, which tests of their own hold to the same."""
 
 ALONE = [name for name in stage_names() if name not in GUIDED]

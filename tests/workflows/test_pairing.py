@@ -1,6 +1,7 @@
 """Scenes of two sensors that go together: found in the catalog, brought onto one grid, and shown in one report."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -148,6 +149,16 @@ def test_the_command_line_names_the_guide_and_counts_scenes_alone(items, tmp_pat
     assert "1 scene" in only.out
 
 
+def test_the_command_line_sharpens_a_scene(delivery, items, tmp_path, cli):
+    safe = next(delivery.glob("S2*.SAFE"))
+    near = next(
+        item for item in items if item.properties["platform"] == "enmap" and overlap(item, guide_of(items)) > 0.5
+    )
+    ended = cli("sharpen", near.product_path, safe, tmp_path / "fine.zarr", "--method", "hysure")
+    assert ended.code == 0, ended
+    assert "by hysure" in cubeloom.open_scene(tmp_path / "fine.zarr", group="x3").history
+
+
 def test_a_broken_guide_fails_its_scene_and_is_named(delivery, tmp_path):
     shutil.copytree(delivery, tmp_path / "in")
     broken = read_catalog(scan(tmp_path / "in", tmp_path / "catalog").catalog)
@@ -182,6 +193,34 @@ def item_at(name, platform, box, hours=0.0, level="L2A") -> CatalogItem:
 
 
 ENMAP = item_at("e", "enmap", (10, 50, 10.4, 50.4))
+
+
+def test_enmap_comes_out_at_ten_metres_through_the_gate(items, tmp_path):
+    result = run(load_workflow("enmap_s2_10m"), items, tmp_path)
+    [done], [alone] = by_state(result, "published"), by_state(result, "invalid")
+    assert "no s2 to pair it with" in alone.cause
+    scene, fine = cubeloom.open_scene(done.product), cubeloom.open_scene(done.product, group="x3")
+    assert fine.sharpened.shape == (70, 3 * scene.sizes["y"], 3 * scene.sizes["x"])
+    assert np.allclose(np.diff(fine.x.values), 10)
+    item = json.loads((result.out / "scenes" / done.item.id / "enmap_s2_10m.json").read_text())
+    gate, sharpen = (item["properties"][f"cubeloom:{name}"] for name in ("gate", "sharpen"))
+    assert gate["sam_deg"] < 1
+    assert gate["passed"] == "yes"
+    assert sharpen["guide"] == guide_of(items).id
+    assert re.search(rf"x3 by gsa, with \d bands of {guide_of(items).id}", fine.history)
+    page = report_run(result).read_text()
+    assert "sam deg" in page
+
+
+def test_a_product_that_fails_the_gate_is_not_published(items, tmp_path):
+    text = (Path(cubeloom.__file__).parents[1] / "workflows/library/enmap_s2_10m.yaml").read_text()
+    (tmp_path / "strict.yaml").write_text(text.replace("max_sam: 1.0", "max_sam: 0.001"))
+    result = run(load_workflow(str(tmp_path / "strict.yaml")), items, tmp_path / "out")
+    assert not by_state(result, "published")
+    [failed] = [scene for scene in result.scenes if "gate" in scene.cause]
+    assert "sam_deg" in failed.cause
+    assert "at most 0.001" in failed.cause
+    assert len(list((tmp_path / "out/.cubeloom/quarantine").rglob("*.json"))) == 2
 
 
 @pytest.mark.parametrize(
