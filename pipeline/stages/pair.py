@@ -187,10 +187,7 @@ class Pair(Stage):
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version and parameters, but for those that choose the guide: its content stands for them."""
-        described = super().fingerprint()
-        return {
-            key: value for key, value in described.items() if key not in ("sensors", "levels", "days", "min_overlap")
-        }
+        return {key: value for key, value in super().fingerprint().items() if key not in _CHOOSING}
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """Nothing: the scene stays as it is."""
