@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 _PACKING = threading.Lock()
 
@@ -47,7 +48,7 @@ class PackedLinear(nn.Linear):
         if not self.packs or x.device.type != "cpu" or x.dtype != torch.float32 or not _has_kernels():
             return None
         if self._packed is None:
-            with _PACKING:
+            with _PACKING, _disable_current_modes():  # which may ask for memory that a packed weight does not show
                 if self._packed is None:  # another thread may have been first
                     packed = _laid_out(self.weight.detach(), x.numel() // x.shape[-1])
                     self._packed = packed
@@ -73,16 +74,17 @@ def pack(network: nn.Module) -> None:
 def _has_kernels() -> bool:
     """Whether this torch has the kernels: they are no part of its documented functions, so each is tried once."""
     draw = torch.Generator().manual_seed(0)
-    x, weight, bias, total = (torch.randn(size, generator=draw) for size in ((2, 3, 16), (8, 16), (8,), (2, 3, 8)))
-    try:
-        packed = _laid_out(weight, 6)
-        same = torch.equal(packed.to_dense(), weight)
-        found = (_product(x, packed, bias, "none"), _product(x, packed, bias, "gelu"), _sum(total, x, packed, bias))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    y = functional.linear(x, weight, bias)
-    expected = y, functional.gelu(y), y + total
-    return same and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+    with _disable_current_modes():
+        x, weight, bias, total = (torch.randn(size, generator=draw) for size in ((2, 3, 16), (8, 16), (8,), (2, 3, 8)))
+        try:
+            packed = _laid_out(weight, 6)
+            same = torch.equal(packed.to_dense(), weight)
+            found = (_product(x, packed, bias, "none"), _product(x, packed, bias, "gelu"), _sum(total, x, packed, bias))
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        y = functional.linear(x, weight, bias)
+        expected = y, functional.gelu(y), y + total
+        return same and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
 
 
 def _laid_out(weight: Tensor, rows: int) -> Tensor:

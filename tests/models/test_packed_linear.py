@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cubeloom.models.packed_linear import PackedLinear, pack
+from cubeloom.models.packed_linear import PackedLinear, _has_kernels, pack
+from cubeloom.pipeline.inference import _LiveBytes
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,6 +40,19 @@ def test_a_move_gives_the_plain_weight_back():
     layer.double()
     assert torch.equal(layer.weight, weight.double())
     torch.testing.assert_close(layer(x.double()).float(), before, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_weight_is_packed_even_while_memory_is_measured():
+    layer = PackedLinear(48, 80)
+    pack(layer)
+    _has_kernels.cache_clear()
+    with _LiveBytes() as live:
+        layer(torch.zeros(1, 9, 48))
+    assert live.peak == 4 * 9 * (48 + 80)
+    assert (layer.weight.numel() == 0) == _has_kernels()
+    _has_kernels.cache_clear()
+    assert (layer.weight.numel() == 0) == _has_kernels()  # the answer is the same without
 
 
 def test_gradients_where_nothing_is_packed():
