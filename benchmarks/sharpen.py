@@ -33,7 +33,7 @@ from cubeloom.pipeline.stages.sharpen_consistency import consistent
 from cubeloom.pipeline.stages.sharpen_guide import Detail, Seen
 from cubeloom.pipeline.stages.superres import refine
 
-SCENES = (("temperate", 101), ("coastal", 102))
+SCENES = (("temperate", 103), ("coastal", 104))
 FACTOR, MARGIN = 3, 9
 WATER_VAPOUR = ((1350, 1460), (1800, 1960))
 GUIDES = {"10 m": {"grid": "10m"}, "10 and 20 m": {"grid": "10m", "bands": "common"}}
@@ -119,7 +119,7 @@ def products(scene: xr.Dataset, safe: Path) -> Iterator[tuple[str, xr.Dataset]]:
         cube, known, np.zeros((1, *cubic.shape[1:]), np.float32), np.zeros((1, *known.shape), np.float32), FACTOR
     )
     none = Detail(np.zeros((0, *cubic.shape[1:]), np.float32), np.zeros((len(cube), 0)))
-    yield "bicubic, back-projected", _as_product(scene, consistent(alone, none, NYQUIST, 3))
+    yield "bicubic, back-projected", _as_product(scene, consistent(alone, none, np.ones(1), NYQUIST, 3))
     for name, opened in GUIDES.items():
         guide = cubeloom.open_scene(safe, **opened)
         for method in ("gsa", "cnmf", "hysure"):

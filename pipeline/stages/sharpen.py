@@ -127,7 +127,8 @@ class Sharpen(Stage):
             InputError: too few pixels have a value in all bands of both scenes.
         """
         moments = moments_of(sums, spec, self.guide)
-        return {**self._settled(moments, sums, spec), "pixels": np.array(moments.count)}
+        settled = self._settled(moments, sums, spec)
+        return {**settled, "guide_spread": moments.guide_spread, "pixels": np.array(moments.count)}
 
     def _settled(self, moments: Moments, sums: Stats, spec: SceneSpec) -> Stats:
         if self.method == "gsa":
@@ -139,7 +140,7 @@ class Sharpen(Stage):
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """The `sharpened` cube of a block, and the repeated layers."""
         seen = Seen.of(block, block.guides[self.guide], self.mtf)
-        made = consistent(seen, self._detail(seen, stats), self.mtf, self.rounds)
+        made = consistent(seen, self._detail(seen, stats), stats["guide_spread"], self.mtf, self.rounds)
         shape = tuple(size * seen.factor for size in block.window.shape)
         cube = np.full((len(block.bands), *shape), np.nan, np.float32)
         cube[block.bands.good] = made

@@ -96,12 +96,11 @@ def inner(image):
 def test_blocks_of_any_size_and_a_lifted_stage_give_the_same(method, scene, guide, lazy, tmp_path, monkeypatch):
     by_hand = cubeloom.open_scene(cubeloom.write_scene(lazy[method], tmp_path / "lazy.zarr"))
     stages = [Mask(), Sharpen(method=method, endmembers=6)]
-    for edge in (128, 256):
-        monkeypatch.setattr(memory, "LARGEST_BLOCK", edge)
-        run_to_store(paired(scene, guide), stages, tmp_path / "batch.zarr", overwrite=True)
-        made = cubeloom.open_scene(tmp_path / "batch.zarr", group="x3")
-        for name in made.data_vars:
-            np.testing.assert_array_equal(made[name].values, by_hand[name].values, f"{name}, blocks of {edge} px")
+    monkeypatch.setattr(memory, "LARGEST_BLOCK", 128)  # a lifted stage takes blocks of 256 px
+    run_to_store(paired(scene, guide), stages, tmp_path / "batch.zarr", overwrite=True)
+    made = cubeloom.open_scene(tmp_path / "batch.zarr", group="x3")
+    for name in made.data_vars:
+        np.testing.assert_array_equal(made[name].values, by_hand[name].values, name)
 
 
 @pytest.mark.parametrize("method", METHODS)
