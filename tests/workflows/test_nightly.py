@@ -332,7 +332,7 @@ ENDS = st.sampled_from(["published", "unchanged", "failed", "invalid", "aborted"
 @given(st.lists(st.tuples(MINUTES, ENDS), min_size=1, max_size=12), MINUTES)
 def test_the_watermark_passes_nothing_that_is_unsettled_and_never_goes_back(ends, before):
     times = {f"scene-{number}": SINCE + timedelta(minutes=minute) for number, (minute, _) in enumerate(ends)}
-    items = {item: SimpleNamespace(id=item) for item in times}
+    items = {item: SimpleNamespace(id=item, no_guide="") for item in times}
     state = dict(zip(times, (end for _, end in ends), strict=True))
     mark = Mark(SINCE, SINCE + timedelta(minutes=before))
     night = _Night([(items[item], times[item]) for item in times], dict.fromkeys(times, "r"), mark, Reach())
