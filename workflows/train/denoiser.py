@@ -5,10 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from cubeloom.errors import ConfigError
-from cubeloom.models.cards import Card, problems
+from cubeloom.models.cards import Card
 from cubeloom.models.registry import create_model, model_card
 
 from .cubes import CleanCube, training_cubes, validation_cubes
@@ -18,6 +15,7 @@ from .keeper import Say, Stop
 from .loop import LoopReport, claim, finished_before, prepare, run_loop
 from .mixtures import Mixtures, load_mixtures
 from .module import DenoiserModule
+from .named_card import named_card
 from .patches import BandPatches, ComponentPatches
 from .validation import Validation
 
@@ -60,22 +58,16 @@ def _settings(recipe: DenoiserRecipe) -> dict[str, Any]:
 def _card(recipe: DenoiserRecipe, out: Path) -> Card:
     """The card of the weights to come; an unfit one shows before any training."""
     family, about = recipe.model, recipe.about
-    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
     eigenimages = recipe.transform == "eigenimages"
     fields = {
         **model_card(family, **_settings(recipe)).model_dump(),
         **about.model_dump(),
-        "name": f"{family}.{tag}" if tag else family,
-        "tag": tag,
         "transform": recipe.transform,
         "bands": None if eigenimages else recipe.bands,
         "sigma_input": recipe.channels == 2,
         "residual_in_sigma": eigenimages,
     }
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(f"{out}: {problems(error)}") from None
+    return named_card(out, family, fields)
 
 
 @contextmanager

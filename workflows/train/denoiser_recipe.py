@@ -1,12 +1,12 @@
 """What a recipe of kind `denoiser` may say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
+from .loop_part import Count, Fraction, Positive, StartPart, weights_beside
 from .noisy import TRAINING_NOISES
 
 
@@ -38,6 +38,17 @@ class CubeFile(_Part):
     @classmethod
     def _from_path(cls, data: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
         return {"path": data} if isinstance(data, str) else data
+
+
+def cubes_beside(cubes: Iterable[CubeFile], folder: Path) -> tuple[CubeFile, ...]:
+    """Cubes by absolute paths, where they were given relative to `folder`."""
+    return tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
+
+
+def shared_cubes(learnt: Iterable[CubeFile], validated: Iterable[CubeFile]) -> Iterator[str]:
+    """What is wrong where a recipe is judged by what it learns from."""
+    if shared := {cube.path for cube in learnt} & {cube.path for cube in validated}:
+        yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
 
 
 class SimulatedScenes(_Part):
@@ -168,7 +179,7 @@ class About(_Part):
     halo: Annotated[int, Field(ge=0)] = 16
 
 
-class DenoiserRecipe(LoopPart):
+class DenoiserRecipe(StartPart):
     """How to train a denoising network; the fields of the loop are those of `LoopPart`.
 
     Attributes:
@@ -204,7 +215,6 @@ class DenoiserRecipe(LoopPart):
     kind: Literal["denoiser"]
     model: str
     settings: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = None
     transform: Literal["bands", "eigenimages"] = "eigenimages"
     bands: Annotated[int, Field(ge=2)] = 31
     rank: Literal["auto", "hysime"] | Count = "auto"
@@ -237,12 +247,6 @@ class DenoiserRecipe(LoopPart):
             return {**data, "patch_px": (data["patch_px"],)}
         return data
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
-        return self
-
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
         if not isinstance(self.settings.get("in_channels", 1), int):
@@ -262,9 +266,7 @@ class DenoiserRecipe(LoopPart):
             yield f"pool.scene_px {self.pool.scene_px} is less than a patch of {max(self.patch_px)} px"
         if self.mixtures and self.mixtures.size_px[0] < max(self.patch_px):
             yield f"mixtures.size_px from {self.mixtures.size_px[0]} is less than a patch of {max(self.patch_px)} px"
-        shared = {cube.path for cube in self.cubes} & {cube.path for cube in self.validation.cubes}
-        if shared:
-            yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
+        yield from shared_cubes(self.cubes, self.validation.cubes)
 
     def patches(self, bands: int, px: int) -> int:
         """How many patches of so many bands or components and so many pixels make a batch.
@@ -283,16 +285,9 @@ class DenoiserRecipe(LoopPart):
     def beside(self, folder: Path) -> "DenoiserRecipe":
         """The recipe with absolute paths, where those it was written with are relative to `folder`."""
         folder = folder.resolve()
-        moved = [
-            tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
-            for cubes in (self.cubes, self.validation.cubes)
-        ]
-        validation = self.validation.model_copy(update={"cubes": moved[1]})
+        validation = self.validation.model_copy(update={"cubes": cubes_beside(self.validation.cubes, folder)})
         mixtures = self.mixtures and self.mixtures.beside(folder)
         weights = weights_beside(self.weights, folder)
-        update = {"cubes": moved[0], "validation": validation, "mixtures": mixtures, "weights": weights}
+        cubes = cubes_beside(self.cubes, folder)
+        update = {"cubes": cubes, "validation": validation, "mixtures": mixtures, "weights": weights}
         return self.model_copy(update=update)
-
-    def described(self) -> dict[str, Any]:
-        """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        return {**super().described(), "weights": self.weights and Path(self.weights).name}

@@ -1,9 +1,10 @@
 """What a recipe of kind `freenet` may say."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from .labels_recipe import ClassTable, ImageSource, LabelledScene, PixelSplit
 from .loop_part import Count, LoopPart
@@ -79,18 +80,15 @@ class FreenetRecipe(LoopPart):
     checkpoint_every: Count = 100
     log_every: Count = 10
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together."""
         labelled = [image for image in self.images if isinstance(image, LabelledScene)]
         if labelled and len(self.classes) < 2:
-            raise ValueError(
-                f"classes: {len(self.classes)} given; name two at least, the values of {labelled[0].labels}"
-            )
+            yield f"classes: {len(self.classes)} given; name two at least, the values of {labelled[0].labels}"
         if self.classes and len(labelled) < len(self.images):
-            raise ValueError("classes are given, but a standard scene has its own; leave one of the two out")
+            yield "classes are given, but a standard scene has its own; leave one of the two out"
         if self.split.method == "listed" and len(self.images) > 1:
-            raise ValueError("split.test_tiles are of one image; give one, or another method")
-        return self
+            yield "split.test_tiles are of one image; give one, or another method"
 
     def beside(self, folder: Path) -> "FreenetRecipe":
         """The recipe with its paths relative to `folder`."""

@@ -1,10 +1,11 @@
 """What every recipe of a network's training may say on the loop; no torch here, so that recipes are read quickly."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -53,6 +54,16 @@ class LoopPart(BaseModel):
     checkpoint_every: Count = 500
     log_every: Count = 50
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What does not fit together, of which the first is told."""
+        return iter(())
+
     def identity(self) -> dict[str, Any]:
         """All that decides the weights: training only goes on where this is unchanged."""
         return self.model_dump(mode="json", exclude=_INDECISIVE)
@@ -62,6 +73,20 @@ class LoopPart(BaseModel):
         said = self.model_dump(exclude={"minutes", "threads", "workers", "about"}, exclude_defaults=True)
         plain: dict[str, Any] = _plain(said)
         return plain
+
+
+class StartPart(LoopPart):
+    """A recipe whose network may have learnt before.
+
+    Attributes:
+        weights: start from these instead of random ones.
+    """
+
+    weights: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What the recipe says, for a card: files by their names alone, wherever they lie."""
+        return {**super().described(), "weights": self.weights and Path(self.weights).name}
 
 
 def learning_rate_factor(step: int, part: LoopPart) -> float:

@@ -31,14 +31,38 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class DenoiserModule(LoopModule):
+class AveragedModule(LoopModule):
+    """A network whose weights' moving average is what is judged and saved.
+
+    Attributes:
+        average: the moving average; None where the recipe wants none.
+    """
+
+    average: AveragedModel | None
+
+    @property
+    def trained(self) -> Network:
+        """What is judged and saved: the average, or the network itself."""
+        return self.network if self.average is None else cast(Network, self.average.module)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """Follow the weights after each step of the optimiser."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def learning(self) -> Any:  # noqa: ANN401 - what torch's optimisers take
+        """All of the network; its average only follows."""
+        return self.network.parameters()
+
+
+class DenoiserModule(AveragedModule):
     """A network that learns the correction of its channel 0.
 
     What a step draws at random depends on the seed and the step alone.
 
     Attributes:
         network: what learns.
-        average: the moving average of its weights; None where the recipe wants none.
     """
 
     def __init__(self, network: Network, recipe: DenoiserRecipe) -> None:
@@ -52,11 +76,6 @@ class DenoiserModule(LoopModule):
             xavier(network)
         self.average = moving_average(network, recipe.ema) if recipe.ema else None
 
-    @property
-    def trained(self) -> Network:
-        """What is judged and saved: the average, or the network itself."""
-        return self.network if self.average is None else cast(Network, self.average.module)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what the network draws, and hold the batch statistics once they are to be held."""
         if self.global_step >= self.recipe.freeze_norm * self.recipe.steps:
@@ -69,16 +88,6 @@ class DenoiserModule(LoopModule):
         """Loss of a batch."""
         inputs, correction = batch
         return self.loss(self.network(inputs) - inputs[:, :1], correction)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
-        """Follow the weights after each step of the optimiser."""
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-
-    def learning(self) -> Any:  # noqa: ANN401 - what torch's optimisers take
-        """All of the network; its average only follows."""
-        return self.network.parameters()
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:

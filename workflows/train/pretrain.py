@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from cubeloom.errors import ConfigError
-from cubeloom.models.cards import Card, problems
+from cubeloom.models.cards import Card
 from cubeloom.models.registry import create_model, model_card
 from cubeloom.models.spectral_networks import SpectralNetwork
 
@@ -20,6 +19,7 @@ from .locations import load_locations
 from .loop import Batches, LoopReport, claim, finished_before, prepare, run_loop
 from .mae import MaeModule
 from .moco import MocoModule
+from .named_card import named_card
 from .pretrain_module import PretrainModule
 from .pretrain_recipe import Dino, Mae, PretrainRecipe
 from .views import Views
@@ -74,23 +74,17 @@ def _settings(recipe: PretrainRecipe) -> dict[str, Any]:
 def _card(recipe: PretrainRecipe, out: Path) -> Card:
     """The card of the weights to come; an unfit one shows before any training."""
     family = recipe.model.partition(".")[0]
-    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
     base = model_card(recipe.model, recipe.weights, **_settings(recipe))
     if base.task != "embed" or base.input_bands is None:
         raise ConfigError(f"model {recipe.model} is no spectral backbone; choose one, such as spectral_vit_small")
     fields = {
         **base.model_dump(),
-        "name": f"{family}.{tag}" if tag else family,
         "family": family,
-        "tag": tag,
         "task": "embed",
         "tile": recipe.about.tile or recipe.size,
         "licence": recipe.about.licence,
     }
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(f"{out}: {problems(error)}") from None
+    return named_card(out, family, fields)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
+from .loop_part import Count, Fraction, Positive, StartPart, weights_beside
 
 Embedding = Literal["network", "map"]
 
@@ -210,7 +210,7 @@ class AboutEncoder(_Part):
     tile: Count | None = None
 
 
-class PretrainRecipe(LoopPart):
+class PretrainRecipe(StartPart):
     """How to pretrain a spectral backbone; the fields of the loop are those of `LoopPart`.
 
     Attributes:
@@ -234,7 +234,6 @@ class PretrainRecipe(LoopPart):
     method: Method
     model: str = "spectral_vit_small"
     settings: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = None
     data: PretrainData
     size: Annotated[int, Field(ge=8)] = 128
     tile: Annotated[int, Field(ge=8)] | None = None
@@ -256,12 +255,6 @@ class PretrainRecipe(LoopPart):
         name = method.get("name") if isinstance(method, dict) else None
         defaults = METHODS[name].loop if isinstance(name, str) and name in METHODS else {}
         return {**defaults, **data, **({} if method is None else {"method": method})}
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
-        return self
 
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
@@ -297,4 +290,4 @@ class PretrainRecipe(LoopPart):
         said = super().described()
         (said["data"].get("simulated") or {}).pop("folder", None)
         method = {"name": self.method.name, **said["method"]}
-        return {**said, "method": method, "weights": self.weights and Path(self.weights).name}
+        return {**said, "method": method}

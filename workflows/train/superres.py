@@ -2,41 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from cubeloom.errors import ConfigError
-from cubeloom.models.cards import Card, problems
+from cubeloom.models.cards import Card
 from cubeloom.models.essaformer import Attention
 from cubeloom.models.network import Network
 from cubeloom.models.registry import create_model, model_card
 
 from .keeper import Say, Stop
-from .loop import LoopModule, LoopReport, claim, finished_before, prepare, run_loop
-from .module import LOSSES, moving_average
+from .loop import LoopReport, claim, finished_before, prepare, run_loop
+from .module import LOSSES, AveragedModule, moving_average
+from .named_card import named_card
 from .superres_data import FineCube, Standard, SuperresJudge, SuperresPatches, fine_cubes
 from .superres_recipe import SuperresRecipe
 
 
-class SuperresModule(LoopModule):
-    """A network that learns the fine cube from the coarse one.
-
-    Attributes:
-        average: the moving average of its weights; None where the recipe wants none.
-    """
+class SuperresModule(AveragedModule):
+    """A network that learns the fine cube from the coarse one."""
 
     def __init__(self, network: Network, recipe: SuperresRecipe) -> None:
         super().__init__(network, recipe)
         self.recipe: SuperresRecipe = recipe
         self.loss = LOSSES[recipe.loss]
         self.average = moving_average(network, recipe.ema) if recipe.ema else None
-
-    @property
-    def trained(self) -> Network:
-        """What is judged and saved: the average, or the network itself."""
-        return self.network if self.average is None else cast(Network, self.average.module)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 - see `SuperresPatches`
         """Seed what the network draws; take the running means once they are to be held."""
@@ -50,16 +41,6 @@ class SuperresModule(LoopModule):
         """Loss of a batch."""
         coarse, fine = batch
         return self.loss(self.network(coarse), fine)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
-        """Follow the weights after each step of the optimiser."""
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-
-    def learning(self) -> Any:  # noqa: ANN401 - what torch's optimisers take
-        """All of the network; its average only follows."""
-        return self.network.parameters()
 
 
 def train_superres(recipe: SuperresRecipe, out: Path, say: Say = lambda _: None) -> LoopReport:
@@ -107,20 +88,14 @@ def _card(
 ) -> Card:
     """The card of the weights to come; an unfit one shows before any training."""
     family, bands = recipe.model, cubes[0].bands
-    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
     about = recipe.about.model_dump()
     if bands is not None and about["wavelengths_nm"] is None:
         about["wavelengths_nm"] = (bands.wavelengths_nm[0], bands.wavelengths_nm[-1])
     fields = {
         **model_card(family, **settings).model_dump(),
         **about,
-        "name": f"{family}.{tag}" if tag else family,
-        "tag": tag,
         "input_bands": bands,
         "mean": tuple(map(float, standard.mean)),
         "std": tuple(map(float, standard.std)),
     }
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(f"{out}: {problems(error)}") from None
+    return named_card(out, family, fields)

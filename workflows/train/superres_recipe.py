@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from .denoiser_recipe import About, CubeFile, SimulatedScenes
-from .loop_part import Count, Fraction, LoopPart, weights_beside
+from .denoiser_recipe import About, CubeFile, SimulatedScenes, cubes_beside, shared_cubes
+from .loop_part import Count, Fraction, StartPart, weights_beside
 
 Transfer = Annotated[float, Field(gt=0, lt=1)]
 
@@ -32,7 +32,7 @@ class SuperresValidation(BaseModel):
     px: Annotated[int, Field(ge=16)] = 96
 
 
-class SuperresRecipe(LoopPart):
+class SuperresRecipe(StartPart):
     """How to train a network for super-resolution by Wald's protocol; the fields of the loop are those of `LoopPart`.
 
     A cube is the truth, and the network sees it degraded by the sensor's response in space to a grid as many times
@@ -58,7 +58,6 @@ class SuperresRecipe(LoopPart):
     kind: Literal["superres"]
     model: str = "essaformer_x2"
     settings: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = None
     cubes: tuple[CubeFile, ...] = ()
     scenes: SimulatedScenes | None = None
     mtf: tuple[Transfer, Transfer] = (0.2, 0.4)
@@ -72,12 +71,6 @@ class SuperresRecipe(LoopPart):
     validation: SuperresValidation = SuperresValidation()
     about: About = About()
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
-        return self
-
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
         if not self.cubes and not self.scenes:
@@ -86,20 +79,12 @@ class SuperresRecipe(LoopPart):
             yield "settings.bands: leave it out, the bands are those of the cubes"
         if self.mtf[0] > self.mtf[1]:
             yield f"mtf is a range from low to high; found {list(self.mtf)}"
-        if shared := {cube.path for cube in self.cubes} & {cube.path for cube in self.validation.cubes}:
-            yield f"{', '.join(sorted(map(str, shared)))} is both learnt from and validated on; leave it in one place"
+        yield from shared_cubes(self.cubes, self.validation.cubes)
 
     def beside(self, folder: Path) -> "SuperresRecipe":
         """The recipe with absolute paths, where those it was written with are relative to `folder`."""
         folder = folder.resolve()
-        moved = [
-            tuple(cube.model_copy(update={"path": folder / cube.path}) for cube in cubes)
-            for cubes in (self.cubes, self.validation.cubes)
-        ]
-        validation = self.validation.model_copy(update={"cubes": moved[1]})
-        update = {"cubes": moved[0], "validation": validation, "weights": weights_beside(self.weights, folder)}
+        validation = self.validation.model_copy(update={"cubes": cubes_beside(self.validation.cubes, folder)})
+        cubes = cubes_beside(self.cubes, folder)
+        update = {"cubes": cubes, "validation": validation, "weights": weights_beside(self.weights, folder)}
         return self.model_copy(update=update)
-
-    def described(self) -> dict[str, Any]:
-        """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        return {**super().described(), "weights": self.weights and Path(self.weights).name}

@@ -1,16 +1,13 @@
-"""The card of weights to come: known, and checked, before any training."""
+"""The card of a segmenter to come, from that of its backbone."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from cubeloom.errors import ConfigError
-from cubeloom.models.cards import Card, CardClass, problems
+from cubeloom.models.cards import Card, CardClass
 from cubeloom.models.registry import model_card
 from cubeloom.models.spectral_tasks import BLENDED
 
+from .named_card import named_card
 from .tune_data import CHANNELS
 
 
@@ -32,16 +29,3 @@ def segmenter_card(base: Card, out: Path, head: str, classes: tuple[CardClass, .
     channels = {name: getattr(base, name) for name in CHANNELS}
     fields = {**model_card(family, **whole).model_dump(), **channels, "classes": classes, "licence": base.licence}
     return named_card(out, family, {**fields, "tile": base.tile, "halo": base.tile // BLENDED})
-
-
-def named_card(out: Path, family: str, fields: Mapping[str, Any]) -> Card:
-    """A card whose tag is what the file's name has behind the family.
-
-    Raises:
-        ConfigError: the file's name has no fit tag, or the fields do not go together.
-    """
-    tag = out.stem.removeprefix(f"{family}.") if out.stem.startswith(f"{family}.") else ""
-    try:
-        return Card.model_validate({**fields, "name": f"{family}.{tag}" if tag else family, "tag": tag})
-    except ValidationError as error:
-        raise ConfigError(f"{out}: {problems(error)}") from None

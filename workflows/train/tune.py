@@ -15,7 +15,7 @@ from cubeloom.models.spectral_tasks import BLENDED
 
 from .keeper import Say
 from .loop import LoopModule, LoopPaths, LoopReport, claim, finished_before, prepare, run_loop
-from .task_card import named_card
+from .named_card import named_card
 from .tune_data import TuneData, tune_data
 from .tune_recipe import TuneRecipe
 from .tune_tasks import BestKeeper, Loss, evaluate, loss_of

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .labels_recipe import ClassTable, LabelledScene, PixelSplit
-from .loop_part import Count, Fraction, LoopPart, Positive, weights_beside
+from .loop_part import Count, Fraction, Positive, StartPart, weights_beside
 
 TuneTask = Literal["segment", "classify", "multilabel", "regress"]
 Head = Literal["conv", "fcn", "upernet", "linear"]
@@ -139,7 +139,7 @@ class AboutTuned(_Part):
     note: str = ""
 
 
-class TuneRecipe(LoopPart):
+class TuneRecipe(StartPart):
     """How to tune a backbone, with a head, to a task.
 
     The defaults are those of SpectralEarth's downstream training (Braham et al. 2024), but for batch norms that are
@@ -172,7 +172,6 @@ class TuneRecipe(LoopPart):
     kind: Literal["tune"]
     task: TuneTask = "segment"
     backbone: str = "spectral_vit_nano"
-    weights: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     head: Head = "conv"
     tune: Literal["frozen", "adapter", "first_n", "full", "lora"] = "adapter"
@@ -194,12 +193,6 @@ class TuneRecipe(LoopPart):
     validate_every: Count = 200
     best_by: Literal["loss", "overall_accuracy", "macro_f1", "micro_f1", "macro_iou", "micro_map", "macro_map"] = "loss"
     about: AboutTuned = AboutTuned()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
-        return self
 
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
@@ -226,10 +219,6 @@ class TuneRecipe(LoopPart):
             "weights": weights_beside(self.weights, folder),
         }
         return self.model_copy(update=update)
-
-    def described(self) -> dict[str, Any]:
-        """What the recipe says, for a card: files by their names alone, wherever they lie."""
-        return {**super().described(), "weights": self.weights and Path(self.weights).name}
 
 
 _OF_CLASSES = ("loss", "overall_accuracy", "macro_f1", "macro_iou")
