@@ -27,7 +27,7 @@ from cubeloom.pipeline.regrid import refined
 from cubeloom.pipeline.scene import Bands, SceneSpec, cube_variable, scene_from, spec_of
 from cubeloom.pipeline.simulate.bands import operational
 from cubeloom.pipeline.simulate.observation import Cube, build_cubes, build_ground
-from cubeloom.pipeline.simulate.options import Options, settle_site
+from cubeloom.pipeline.simulate.options import ground_options, settle_site
 from cubeloom.pipeline.simulate.sentinel2 import simulate_sentinel2
 from cubeloom.pipeline.stages.sharpen_consistency import consistent
 from cubeloom.pipeline.stages.sharpen_guide import Detail, Seen
@@ -41,24 +41,7 @@ GUIDES = {"10 m": {"grid": "10m"}, "10 and 20 m": {"grid": "10m", "bands": "comm
 
 def simulated(landscape: str, seed: int, edge: int) -> tuple[xr.Dataset, np.ndarray]:
     """A scene at 30 m and its truth at 10 m, `(band, y, x)`."""
-    options = Options(
-        level="L2A",
-        seed=seed,
-        height=edge,
-        width=edge,
-        bands=operational(),
-        version="01.05.02",
-        layout="tiled",
-        container="folder",
-        clouds=0.0,
-        noise=1.0,
-        stripes=0.0,
-        dead_pixels=0.0,
-        landscape=landscape,
-        place=None,
-        start=None,
-        tile_id=1,
-    )
+    options = ground_options(seed, edge, edge, landscape, bands=operational())
     site = settle_site(options)
     ground = build_ground(options, site)
     [cube] = build_cubes(options, site, ground)

@@ -297,10 +297,7 @@ class Sentinel1Source:
         return sorted({path for _, path in self._parts()})
 
     def _parts(self) -> list[tuple[str, Path]]:
-        if self.product.archive is not None:
-            return [("archive", self.product.archive)]
-        parts = [(f"metadata {number}", self.product.file(name).path) for number, name in enumerate(self.documents)]
-        return parts + [(image.polarisation, image.file.path) for image in self.images]
+        return self.product.parts(self.documents, [(image.polarisation, image.file.path) for image in self.images])
 
     def fingerprint(self) -> str:
         """sha256 over the content of all files the scene is read from, and how they are read."""

@@ -228,11 +228,9 @@ class Sentinel2Source:
         return sorted({path for _, path in self._parts()})
 
     def _parts(self) -> list[tuple[str, Path]]:
-        if self.product.archive is not None:
-            return [("archive", self.product.archive)]
-        parts = [(f"metadata {number}", self.product.file(name).path) for number, name in enumerate(self.documents)]
-        parts += [(name, file.path) for name, file in self.quality.files.items()]
-        return parts + [(name, cube.path) for name, cube in zip(self.names, self.cubes, strict=True)]
+        masks = [(name, file.path) for name, file in self.quality.files.items()]
+        cubes = [(name, cube.path) for name, cube in zip(self.names, self.cubes, strict=True)]
+        return self.product.parts(self.documents, [*masks, *cubes])
 
     def fingerprint(self) -> str:
         """sha256 over the content of all files the scene is read from; names and places do not matter."""

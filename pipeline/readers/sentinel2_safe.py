@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -82,6 +82,12 @@ class SafeFiles:
         except InputError:
             return False
         return file.size > 0 if file.member else file_state(file.path)[0] > 0
+
+    def parts(self, documents: Sequence[str], images: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """What a scene is read from, each by a name: the ZIP alone, or documents inside the product and its images."""
+        if self.archive is not None:
+            return [("archive", self.archive)]
+        return [*((f"metadata {number}", self.file(name).path) for number, name in enumerate(documents)), *images]
 
     def _missing(self, name: str) -> InputError:
         return InputError(

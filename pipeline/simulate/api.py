@@ -1,6 +1,5 @@
 """`simulate_scene` and `simulate_catalog`."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from cubeloom.errors import ConfigError
 
 from .bands import N_SWIR, N_VNIR, BandTable, operational
 from .options import Options, product_name, settle_site
-from .packaging import order_name, pack_order, pack_zip
+from .packaging import order_name, pack_order, pack_zip, replace_in
 from .product import write_product
 from .styles import STYLES
 
@@ -118,7 +117,7 @@ def simulate_scene(
         truth.mkdir()
         write_product(product, truth, name, options, site, block_rows=block_rows, workers=workers)
         delivered = _pack(product, container, order_name(site.datatake), f"{site.start:%Y-%m-%dT%H_%M_%S}")
-        return SimulatedProduct(_move(delivered, out), _move(truth, out), name)
+        return SimulatedProduct(replace_in(out, delivered), replace_in(out, truth), name)
 
 
 def _pack(product: Path, container: str, order: str, stamp: str) -> Path:
@@ -131,13 +130,6 @@ def _pack(product: Path, container: str, order: str, stamp: str) -> Path:
     delivered = product.with_name(f"{order}.tar.gz")
     pack_order(archive, delivered, order, stamp)
     return delivered
-
-
-def _move(made: Path, out: Path) -> Path:
-    target = out / made.name
-    if target.is_dir():
-        shutil.rmtree(target)
-    return made.replace(target)
 
 
 def simulate_catalog(

@@ -8,7 +8,7 @@ import numpy as np
 from cubeloom.errors import ConfigError
 
 from .atmosphere import Sky, sun_position
-from .bands import BandTable
+from .bands import BandTable, operational
 from .cover import Season
 from .styles import STYLES
 
@@ -55,6 +55,38 @@ class Options:
             raise ConfigError(f"version is {self.version!r}, expected three numbers of two digits, such as 01.05.02")
         if self.start is not None and self.start.tzinfo is None:
             raise ConfigError(f"start is {self.start}, which has no time zone; expected UTC")
+
+
+def ground_options(
+    seed: int,
+    height: int,
+    width: int,
+    landscape: str,
+    *,
+    place: tuple[float, float] | None = None,
+    start: datetime | None = None,
+    clouds: float = 0.0,
+    bands: BandTable | None = None,
+) -> Options:
+    """The options of an L2A scene as far as they decide its ground, for those who look at that with other eyes."""
+    return Options(
+        level="L2A",
+        seed=seed,
+        height=height,
+        width=width,
+        bands=bands or operational(2, 2),
+        version="01.05.02",
+        layout="tiled",
+        container="folder",
+        clouds=clouds,
+        noise=1.0,
+        stripes=0.0,
+        dead_pixels=0.0,
+        landscape=landscape,
+        place=place,
+        start=start,
+        tile_id=1,
+    )
 
 
 @dataclass(frozen=True)

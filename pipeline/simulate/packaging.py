@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -53,3 +54,11 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = size, 0o644, 1704067200
     return entry
+
+
+def replace_in(out: Path, made: Path) -> Path:
+    """Move what was made into the folder `out`, in the place of what has its name there."""
+    target = out / made.name
+    if target.is_dir():
+        shutil.rmtree(target)
+    return made.replace(target)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from rasterio.windows import Window
 from cubeloom.errors import ConfigError
 
 from .api import SimulatedProduct
-from .bands import operational
 from .observation import build_ground
-from .options import Options, Site, settle_site
+from .options import Site, ground_options, settle_site
+from .packaging import replace_in
 from .sentinel1_documents import (
     Points,
     ProductFacts,
@@ -97,24 +96,7 @@ def simulate_sentinel1(
     Raises:
         ConfigError: an argument is out of range.
     """
-    options = Options(
-        level="L2A",
-        seed=seed,
-        height=height,
-        width=width,
-        bands=operational(2, 2),
-        version="01.05.02",
-        layout="tiled",
-        container="folder",
-        clouds=0.0,
-        noise=1.0,
-        stripes=0.0,
-        dead_pixels=0.0,
-        landscape=landscape,
-        place=place,
-        start=start,
-        tile_id=1,
-    )
+    options = ground_options(seed, height, width, landscape, place=place, start=start)
     _check(direction, version, gain, noise_floor, looks, delay_minutes)
     site = settle_site(options)
     ground = build_ground(options, site)
@@ -144,7 +126,7 @@ def simulate_sentinel1(
             "reflectors": [{"x": x, "y": y, "line": line, "pixel": pixel} for x, y, line, pixel in standing.tolist()],
         }
         (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return SimulatedProduct(_move(root, out), _move(truth, out), facts.name)
+        return SimulatedProduct(replace_in(out, root), replace_in(out, truth), facts.name)
 
 
 def _check(direction: str, version: str, gain: float, floor: float, looks: int, delay: float) -> None:
@@ -270,10 +252,3 @@ def _write_documents(root: Path, facts: ProductFacts, points: Points, means: lis
     latitude, longitude = facts.grid.geographic(line, np.array([0, last_pixel, last_pixel, 0]))
     text = manifest(facts, files, np.stack([latitude, longitude], axis=1))
     (root / "manifest.safe").write_text(text, encoding="utf-8")
-
-
-def _move(made: Path, out: Path) -> Path:
-    target = out / made.name
-    if target.is_dir():
-        shutil.rmtree(target)
-    return made.replace(target)

@@ -1,7 +1,6 @@
 """`simulate_sentinel2`: a Sentinel-2 Level-2A product over the ground of a simulated EnMAP scene."""
 
 import json
-import shutil
 import tempfile
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,10 +14,10 @@ from cubeloom.errors import ConfigError
 
 from .api import SimulatedProduct
 from .atmosphere import sun_position
-from .bands import operational
 from .geometry import utm_zone
 from .observation import build_ground
-from .options import Options, settle_site
+from .options import Options, ground_options, settle_site
+from .packaging import replace_in
 from .sentinel2_metadata import ProductFacts
 from .sentinel2_product import TileWriter, shares, write_documents
 from .sentinel2_tile import Look, TileGrid, observe, tile_over
@@ -70,24 +69,7 @@ def simulate_sentinel2(
     Raises:
         ConfigError: an argument is out of range.
     """
-    options = Options(
-        level="L2A",
-        seed=seed,
-        height=height,
-        width=width,
-        bands=operational(2, 2),
-        version="01.05.02",
-        layout="tiled",
-        container="folder",
-        clouds=clouds,
-        noise=1.0,
-        stripes=0.0,
-        dead_pixels=0.0,
-        landscape=landscape,
-        place=place,
-        start=start,
-        tile_id=1,
-    )
+    options = ground_options(seed, height, width, landscape, place=place, start=start, clouds=clouds)
     look, time = _look(options, delay_minutes, epsg, shift)
     offset = -1000 if _baseline(baseline) >= _OFFSET_SINCE else 0
     tile, orbit = mgrs_tile(look.grid, _latitude(look.grid)), 1 + seed % 143
@@ -123,7 +105,7 @@ def simulate_sentinel2(
         write_documents(root, facts)
         settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset}
         (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return SimulatedProduct(_move(root, out), _move(truth, out), name)
+        return SimulatedProduct(replace_in(out, root), replace_in(out, truth), name)
 
 
 def _look(
@@ -189,10 +171,3 @@ def mgrs_tile(grid: TileGrid, latitude: float) -> str:
     column = _COLUMNS[((zone - 1) % 3 * 8 + int(grid.left // 100_000) - 1) % 24]
     row = _ROWS[(int(grid.top // 100_000) + (5 if zone % 2 == 0 else 0)) % 20]
     return f"T{zone:02d}{belt}{column}{row}"
-
-
-def _move(made: Path, out: Path) -> Path:
-    target = out / made.name
-    if target.is_dir():
-        shutil.rmtree(target)
-    return made.replace(target)
