@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -27,13 +27,40 @@ if TYPE_CHECKING:
 
 OUTPUT = "superresolved"
 REACH = 2
-"""Source pixels on either side that an output pixel depends on."""
+"""Source pixels on either side that an output pixel of cubic convolution depends on."""
+LOBES = 3
+"""The same of Lanczos's kernel."""
 
 NETWORK_ONLY = ("model", "weights", "tile", "precision")
-"""Parameters that say nothing of cubic convolution, nor of its products."""
+"""Parameters that say nothing of interpolation, nor of its products."""
 
 FloatImage = npt.NDArray[np.float32]
-Tap = tuple[int, list[np.float32]]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How much a source pixel counts by its distance.
+
+    Attributes:
+        reach: distance, px, from which on it counts nothing; as many pixels on either side are summed.
+        weight: at a distance, px; all of an output pixel are scaled to sum 1.
+    """
+
+    reach: int
+    weight: Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The source pixels of a sub-pixel position.
+
+    Attributes:
+        first: of them, px right of the source pixel less the kernel's reach.
+        weights: of sum 1, from the first on.
+    """
+
+    first: int
+    weights: list[np.float32]
 
 
 @register("superres")
@@ -48,8 +75,8 @@ class Superres(Stage):
     are NaN, and so is every pixel that takes no part; a value that a pixel lacks is estimated from its other bands.
 
     Attributes:
-        method: `bicubic`, the baseline that networks are compared with: cubic convolution with a = -1/2; or `network`,
-            which a `model` alone stands for too.
+        method: `bicubic`, the baseline that networks are compared with: cubic convolution with a = -1/2; `lanczos`, a
+            sharper one of three lobes; or `network`, which a `model` alone stands for too.
         scale: how many times finer; with a network what its card says.
         model: name of weights that are shipped, weights with a card, or `hf:owner/repo/file@sha256`; or a family, with
             `weights`.
@@ -59,7 +86,7 @@ class Superres(Stage):
         precision: type of the network's arithmetic on a GPU; a CPU always takes float32.
     """
 
-    method: Literal["bicubic", "network"] = "bicubic"
+    method: Literal["bicubic", "lanczos", "network"] = "bicubic"
     scale: Literal[2, 3, 4, 8] = 2
     model: str | None = None
     weights: str | None = None
@@ -135,8 +162,8 @@ class Superres(Stage):
         )
 
     def halo(self, spec: SceneSpec) -> int:
-        """Two pixels, the reach of the cubic kernel; a network's tiles overlap by themselves."""
-        return 0 if self._network else REACH
+        """The reach of the kernel; a network's tiles overlap by themselves."""
+        return 0 if self._network else KERNELS[self.method].reach
 
     def measure(self, block: Block, stats: Stats, number: int) -> Stats:
         """How often which values are met."""
@@ -173,7 +200,7 @@ class Superres(Stage):
         if self._network:
             fine = self._network.cube(block.spec, block[PREDICTION])
         else:
-            fine = refine(block.subject, np.asarray(block.valid, bool), self.scale)
+            fine = refine(block.subject, np.asarray(block.valid, bool), self.scale, KERNELS[self.method])
         return {OUTPUT: fine, **{name: _repeat(layer, self.times) for name, layer in layers.items()}}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -184,48 +211,6 @@ class Superres(Stage):
         return {**described, "scale": self.times, **self._network.fingerprint()} if self._network else described
 
 
-def refine(cube: Array, valid: npt.NDArray[np.bool_], scale: int) -> FloatImage:
-    """Cubic convolution of `(band, y, x)` to `(band, y * scale, x * scale)`, float32.
-
-    Pixels without a value take no part: the weights of the others are scaled to sum 1. Every output pixel sums the
-    same taps in the same order wherever it lies in its block.
-    """
-    bands, height, width = cube.shape
-    fine = np.empty((bands, height * scale, width * scale), np.float32)
-    taps = _taps(scale)
-    shared = _present(valid, taps)
-    for band, out in zip(cube, fine, strict=True):
-        known = np.isfinite(band) & valid
-        if not known.any():
-            out[...] = np.nan
-            continue
-        present = shared if np.array_equal(known, valid) else _present(known, taps)
-        _convolve(np.pad(np.where(known, band, np.float32(0)), REACH), taps, out)
-        with np.errstate(divide="ignore", invalid="ignore"):  # pixels that become NaN below
-            out /= present
-        out[_repeat(~known, scale)] = np.nan
-    return fine
-
-
-def _present(known: npt.NDArray[np.bool_], taps: list[Tap]) -> FloatImage:
-    """Sum of the weights of the known taps of every output pixel: exactly 1 where all are known."""
-    absent = np.pad((~known).astype(np.float32), REACH, constant_values=1)
-    fine = np.empty((known.shape[0] * len(taps), known.shape[1] * len(taps)), np.float32)
-    _convolve(absent, taps, fine)
-    present: FloatImage = np.float32(1) - fine
-    return present
-
-
-def _taps(scale: int) -> list[Tap]:
-    """First tap, px right of the source pixel minus `REACH`, and the four weights, for every sub-pixel position."""
-    phases = []
-    for phase in range(scale):
-        position = (phase + 0.5) / scale - 0.5
-        first = math.floor(position) - 1
-        phases.append((first + REACH, [np.float32(_keys(position - first - tap)) for tap in range(4)]))
-    return phases
-
-
 def _keys(distance: float) -> float:
     """The cubic convolution kernel at a distance in px: Keys (1981), IEEE TASSP 29(6), eq. 15, a = -1/2."""
     s = abs(distance)
@@ -234,14 +219,70 @@ def _keys(distance: float) -> float:
     return -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2 if s < 2 else 0.0
 
 
-def _convolve(padded: FloatImage, taps: list[Tap], out: FloatImage) -> None:
-    """Interpolate rows, then columns, of an image padded by `REACH` into `out`, one sub-pixel position at a time."""
-    scale, height, width = len(taps), padded.shape[0] - 2 * REACH, padded.shape[1] - 2 * REACH
+def _lanczos(distance: float) -> float:
+    """The sinc in the middle lobe of a wider one: Duchon (1979), J. Appl. Meteorol. 18(8), here of `LOBES` lobes."""
+    return float(np.sinc(distance) * np.sinc(distance / LOBES)) if abs(distance) < LOBES else 0.0
+
+
+CUBIC = Kernel(REACH, _keys)
+KERNELS = {"bicubic": CUBIC, "lanczos": Kernel(LOBES, _lanczos)}
+"""The kernels of the methods that interpolate."""
+
+
+def refine(cube: Array, valid: npt.NDArray[np.bool_], scale: int, kernel: Kernel = CUBIC) -> FloatImage:
+    """Interpolation of `(band, y, x)` to `(band, y * scale, x * scale)`, float32.
+
+    Pixels without a value take no part: the weights of the others are scaled to sum 1. Every output pixel sums the
+    same taps in the same order wherever it lies in its block.
+    """
+    bands, height, width = cube.shape
+    fine = np.empty((bands, height * scale, width * scale), np.float32)
+    taps = _taps(scale, kernel)
+    shared = _present(valid, taps)
+    for band, out in zip(cube, fine, strict=True):
+        known = np.isfinite(band) & valid
+        if not known.any():
+            out[...] = np.nan
+            continue
+        present = shared if np.array_equal(known, valid) else _present(known, taps)
+        _convolve(np.where(known, band, np.float32(0)), taps, out)
+        with np.errstate(divide="ignore", invalid="ignore"):  # pixels that become NaN below
+            out /= present
+        out[_repeat(~known, scale)] = np.nan
+    return fine
+
+
+def _present(known: npt.NDArray[np.bool_], taps: list[Tap]) -> FloatImage:
+    """Sum of the weights of the known taps of every output pixel: exactly 1 where all are known."""
+    fine = np.empty((known.shape[0] * len(taps), known.shape[1] * len(taps)), np.float32)
+    _convolve((~known).astype(np.float32), taps, fine, beyond=1)
+    present: FloatImage = np.float32(1) - fine
+    return present
+
+
+def _taps(scale: int, kernel: Kernel) -> list[Tap]:
+    """The taps of every sub-pixel position, twice the kernel's reach of them."""
+    phases = []
+    for phase in range(scale):
+        position = (phase + 0.5) / scale - 0.5
+        first = math.floor(position) + 1 - kernel.reach
+        weights = np.array([kernel.weight(position - first - tap) for tap in range(2 * kernel.reach)])
+        phases.append(Tap(first + kernel.reach, [np.float32(weight) for weight in weights / weights.sum()]))
+    return phases
+
+
+def _convolve(image: FloatImage, taps: list[Tap], out: FloatImage, beyond: float = 0) -> None:
+    """Interpolate rows, then columns, of an image into `out`, one sub-pixel position at a time."""
+    reach = len(taps[0].weights) // 2
+    padded = np.pad(image, reach, constant_values=beyond)
+    scale, (height, width) = len(taps), image.shape
     rows = np.empty((height * scale, padded.shape[1]), np.float32)
-    for phase, (first, kernel) in enumerate(taps):
-        rows[phase::scale] = _mix([padded[first + tap : first + tap + height] for tap in range(4)], kernel)
-    for phase, (first, kernel) in enumerate(taps):
-        out[:, phase::scale] = _mix([rows[:, first + tap : first + tap + width] for tap in range(4)], kernel)
+    for phase, tap in enumerate(taps):
+        parts = [padded[start : start + height] for start in range(tap.first, tap.first + 2 * reach)]
+        rows[phase::scale] = _mix(parts, tap.weights)
+    for phase, tap in enumerate(taps):
+        parts = [rows[:, start : start + width] for start in range(tap.first, tap.first + 2 * reach)]
+        out[:, phase::scale] = _mix(parts, tap.weights)
 
 
 def _mix(images: list[FloatImage], kernel: list[np.float32]) -> FloatImage:
