@@ -134,10 +134,10 @@ def _lazy_scene(stage: Stage, scene: xr.Dataset, guides: Sequence[xr.Dataset], r
 
 
 def _lazy_guide(source: RegriddedSource, guide: xr.Dataset) -> dict[str, Any]:
-    """A guide on the Scene's grid; one that lies there already is taken as it is."""
+    """A guide on the Scene's grid; one that lies there already, without steps of its own, is taken as it is."""
     edge = STATISTICS_BLOCK * source.scale
     names = source.spec.variables
-    if source.grid == source.source.spec.grid:
+    if source.grid == source.source.spec.grid and isinstance(source.source, SceneSource):
         return {name: _lazy(guide[name], edge) for name in names}
     brought = to_scene(source)
     return {name: _lazy(brought[name], edge) for name in names}

@@ -225,7 +225,7 @@ def simulate(
     from cubeloom.pipeline.simulate.places import simulate_places
 
     from .console import parse_shift, parse_size, parse_zone, say
-    from .train.truth import write_truth_recipe
+    from .train.truth import write_sentinel_recipe, write_truth_recipe
 
     height, width = parse_size(size)
     products = simulate_places(
@@ -246,3 +246,6 @@ def simulate(
     if "enmap" in products and level != "L1B":  # its two cubes are not registered, so no one map labels both
         recipe = write_truth_recipe(products["enmap"], out / "train.yaml")
         say(f"recipe that learns from their truth: {recipe}")
+    if {"sentinel2", "sentinel1"} <= products.keys():
+        recipe = write_sentinel_recipe(products["sentinel2"], products["sentinel1"], out / "train_s1s2.yaml")
+        say(f"recipe that learns from both Sentinels and their truth: {recipe}")

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
-from cubeloom.pipeline.stages import Stage, explain, stage_class
+from cubeloom.pipeline.stages import Stage, explain
+from cubeloom.pipeline.stages.base import Step, stage_of
 from cubeloom.untrusted import load_yaml, read_yaml
 
 
@@ -36,7 +37,7 @@ class Workflow(BaseModel):
     sensors: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     open: Mapping[str, str] = Field(default_factory=dict)
-    steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    steps: tuple[Step, ...] = ()
     publish: tuple[str, ...] | None = None
 
     @field_validator("open", mode="before")
@@ -53,7 +54,7 @@ class Workflow(BaseModel):
         Raises:
             ConfigError: an unknown stage or parameter, or a wrong value; names the step and the nearest known name.
         """
-        return [_stage(number, step) for number, step in enumerate(self.steps, 1)]
+        return [stage_of(step, f"step {number}") for number, step in enumerate(self.steps, 1)]
 
     def require(self, spec: SceneSpec) -> None:
         """Check that the workflow takes a scene.
@@ -112,19 +113,6 @@ def of_sensors(sensor: str, allowed: Sequence[str]) -> bool:
     return sensor in allowed or (
         sensor[-1:] in tuple("ABCDabcd") and sensor[-2:-1].isdigit() and sensor[:-1] in allowed
     )
-
-
-def _stage(number: int, step: str | dict[str, dict[str, Any] | None]) -> Stage:
-    if isinstance(step, dict) and len(step) != 1:
-        raise ConfigError(
-            f"step {number}: expected one stage, found {', '.join(step) or 'none'}; start each with a dash"
-        )
-    name, given = (step, None) if isinstance(step, str) else next(iter(step.items()))
-    cls = stage_class(name)
-    try:
-        return cls.model_validate(given or {})
-    except ValidationError as error:
-        raise ConfigError(f"step {number} ({name}): {explain(error, cls)}") from None
 
 
 def load_workflow(name: str, settings: Sequence[str] = ()) -> Workflow:

@@ -11,6 +11,7 @@ from .patterns import Cells, River, Segment, cells, connect, draw_river, fractal
 
 Float32Array = npt.NDArray[np.float32]
 CodeArray = npt.NDArray[np.uint16]
+Positions = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 PIXEL = 30.0
 """Size of a sensor pixel on the ground, m."""
@@ -79,6 +80,11 @@ class Landscape:
     code: CodeArray
     shading: Float32Array
     texture: npt.NDArray[np.float16]
+
+    def codes(self, y: Positions, x: Positions) -> CodeArray:
+        """Codes of the cells under positions, px of the grid."""
+        rows, cols = (np.floor(part * OVERSAMPLING).astype(np.intp) for part in (y, x))
+        return np.asarray(self.code[rows, cols])
 
 
 def build(seed: int, shape: tuple[int, int], style: Style, season: Season, sun: tuple[float, float]) -> Landscape:

@@ -15,7 +15,7 @@ from .geometry import rational_polynomials
 from .metadata import SWIR_QUICKLOOK, VNIR_QUICKLOOK, BandFacts, CubeFacts, Facts, render
 from .observation import Cube, Ground, build_cubes, build_ground
 from .options import Options, Site
-from .rasters import Grid, Statistics, composite, profile, statistics, write_bands, write_thumbnail
+from .rasters import Grid, Statistics, composite, profile, statistics, write_bands, write_class_map, write_thumbnail
 from .staging import BandFile, Packing, Staged, compute, packing
 from .styles import STYLES
 
@@ -108,9 +108,7 @@ class _Writer:
             self._write(f"QL_QUALITY_{name}.TIF", layer, cube)
         truth = cube.map(self.parts, 0)
         layout = profile(self.grid(cube), "uint8", 1, self.options.layout)
-        write_bands(self.truth / "CLASSES.TIF", truth[None], layout | {"nodata": 0})
-        names = {str(code): cover.CLASSES[code] for code in np.unique(truth).tolist() if code}
-        _write_json(self.truth / "CLASSES.json", names)
+        write_class_map(self.truth, truth, layout)
         percent: dict[str, float] = {
             field: 100 * np.count_nonzero(mapped[name]) / swath for field, name in _COVERS.items()
         }

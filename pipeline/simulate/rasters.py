@@ -1,5 +1,6 @@
 """GeoTIFFs as DLR writes them: deflated, band interleaved, without wavelengths or scales."""
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
+
+from .cover import CLASSES
 
 AnyArray = npt.NDArray[np.generic]
 
@@ -98,6 +101,13 @@ def composite(planes: Iterable[AnyArray], nodata: int) -> npt.NDArray[np.uint8]:
         channels.append(np.where(held, np.clip(stretched, 1, 255), 0).astype(np.uint8))
     assert valid is not None
     return np.stack([*channels, np.where(valid, 255, 0).astype(np.uint8)])
+
+
+def write_class_map(folder: Path, codes: AnyArray, layout: Mapping[str, Any]) -> None:
+    """The class of every pixel, CLASSES.TIF (0 for none), and the names of those that occur, CLASSES.json."""
+    write_bands(folder / "CLASSES.TIF", codes[None], {**layout, "nodata": 0})
+    names = {str(code): CLASSES[code] for code in np.unique(codes).tolist() if code}
+    (folder / "CLASSES.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
 
 
 def write_thumbnail(path: Path, rgba: npt.NDArray[np.uint8]) -> None:

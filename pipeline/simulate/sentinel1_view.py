@@ -8,7 +8,7 @@ from rasterio.warp import transform
 
 from . import cover
 from .cover import CLASSES, VARIANTS
-from .landscape import OVERSAMPLING, PIXEL, Landscape
+from .landscape import PIXEL
 from .observation import Ground
 
 FloatArray = npt.NDArray[np.float64]
@@ -112,16 +112,11 @@ class Scattering:
         y = (swath.northing - north + self.shift[1]) / PIXEL
         x = (east - self.shift[0] - swath.easting) / PIXEL
         inside = (y >= 0) & (y < swath.shape[0]) & (x >= 0) & (x < swath.shape[1])
-        code = _code(landscape, np.where(inside, y, 0), np.where(inside, x, 0))
+        code = landscape.codes(np.where(inside, y, 0), np.where(inside, x, 0))
         turned = np.cos(np.radians(self.grid.incidence(pixel))) / np.cos(np.radians(REFERENCE_ANGLE))
         return np.where(inside, self.table[:, code] * turned, np.nan), np.where(inside, code // VARIANTS, 0).astype(
             np.uint8
         )
-
-
-def _code(landscape: Landscape, y: FloatArray, x: FloatArray) -> npt.NDArray[np.uint16]:
-    rows, cols = (np.floor(part * OVERSAMPLING).astype(np.intp) for part in (y, x))
-    return np.asarray(landscape.code[rows, cols])
 
 
 def scattering_table(seed: int) -> FloatArray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from affine import Affine
 from rasterio.warp import transform
 
 from cubeloom.errors import ConfigError
@@ -18,9 +19,10 @@ from .geometry import utm_zone
 from .observation import build_ground
 from .options import Options, ground_options, settle_site
 from .packaging import replace_in
+from .rasters import Grid, profile, write_class_map
 from .sentinel2_metadata import ProductFacts
 from .sentinel2_product import TileWriter, shares, write_documents
-from .sentinel2_tile import Look, TileGrid, observe, tile_over
+from .sentinel2_tile import Look, TileGrid, cover_map, observe, tile_over
 from .weather import draw_weather
 
 _OFFSET_SINCE = 4
@@ -105,6 +107,9 @@ def simulate_sentinel2(
         write_documents(root, facts)
         settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset}
         (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        place = Affine(10, 0, look.grid.left, 0, -10, look.grid.top)
+        layout = profile(Grid(look.grid.shape(10), f"EPSG:{look.grid.epsg}", place), "uint8", 1, "tiled")
+        write_class_map(truth, cover_map(look), layout)
         return SimulatedProduct(replace_in(out, root), replace_in(out, truth), name)
 
 

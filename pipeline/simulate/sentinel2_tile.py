@@ -167,6 +167,17 @@ def _ground_position(look: Look, cell: int, resolution: int = 10) -> tuple[Float
     return y, x, known
 
 
+def cover_map(look: Look) -> ByteArray:
+    """Class of what lies in the middle of every pixel of 10 m, whatever the weather above it; 0 beyond the ground."""
+    classes = np.zeros(look.grid.shape(10), np.uint8)
+    for cell in range(look.grid.cells[0]):
+        y, x, known = _ground_position(look, cell)
+        line = np.zeros(known.size, np.uint8)
+        line[known] = look.ground.surface.landscape.codes(y[known], x[known]) // cover.VARIANTS
+        classes[cell * GROUP : (cell + 1) * GROUP] = line.reshape(GROUP, -1)
+    return classes
+
+
 def _classes(look: Look) -> ByteArray:
     """SCL at 20 m, from what covers the ground and the weather above it."""
     masks = look.weather.masks()

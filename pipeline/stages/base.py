@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Stats = Mapping[str, npt.NDArray[Any]]
 Fact = float | int | str
+Step = str | dict[str, dict[str, Any] | None]
+"""A stage as workflows and recipes write it: its name, or its name with parameters."""
+
 NO_STATS: Stats = {}
 
 
@@ -156,6 +159,26 @@ def stage_class(name: str) -> type[Stage]:
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"unknown stage {name!r}{hint} Known stages: {', '.join(sorted(_STAGES))}")
     return _STAGES[name]
+
+
+def stage_of(step: Step, where: str) -> Stage:
+    """The stage that a step asks for.
+
+    Args:
+        step: as it is written.
+        where: it stands, for messages.
+
+    Raises:
+        ConfigError: an unknown stage or parameter, or a wrong value; names the nearest known name.
+    """
+    if isinstance(step, dict) and len(step) != 1:
+        raise ConfigError(f"{where}: expected one stage, found {', '.join(step) or 'none'}; start each with a dash")
+    name, given = (step, None) if isinstance(step, str) else next(iter(step.items()))
+    cls = stage_class(name)
+    try:
+        return cls.model_validate(given or {})
+    except ValidationError as error:
+        raise ConfigError(f"{where} ({name}): {explain(error, cls)}") from None
 
 
 def stage_names() -> list[str]:

@@ -1,7 +1,7 @@
 """Pair: a scene of another sensor over the same ground, brought onto this one's grid for the steps after it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
@@ -14,13 +14,14 @@ from cubeloom.errors import InputError
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.coregister import compare, displacement, window_edge
 from cubeloom.pipeline.encoding import Array
+from cubeloom.pipeline.prepared import prepared
 from cubeloom.pipeline.readers.base import Source
 from cubeloom.pipeline.regrid import RegriddedSource, Shift, regridded
 from cubeloom.pipeline.regrid_kernels import Resampling
 from cubeloom.pipeline.scene import QUALITY_FLAGS, SceneSpec
 from cubeloom.pipeline.srf import gaussians, weights
 
-from .base import Fact, Stage, Stats, register
+from .base import Fact, Stage, Stats, Step, register, stage_of
 from .mask import DROPPED
 
 SURE_PX = 0.15
@@ -52,6 +53,8 @@ class Pair(Stage):
         days: how far apart in time the two may be.
         min_overlap: share of the scene's footprint that the guide must cover.
         open: options for `open_scene`, such as `{grid: 20m, bands: common}`.
+        steps: stages that the guide goes through on its own grid before it is brought onto the scene's, such as
+            `[despeckle, to_db]`, written as in a workflow; of those that need no more than a window of it.
         refine: how many times finer than the scene's its grid is; by default as many as its own pixels are smaller.
         resampling: of its cubes; by default `average` where its own pixels are finer than that grid, else `cubic`.
             Flags and classes take the nearest pixel.
@@ -67,6 +70,7 @@ class Pair(Stage):
     days: float = Field(default=5.0, ge=0)
     min_overlap: float = Field(default=0.5, gt=0, le=1)
     open: Mapping[str, str] = {}
+    steps: tuple[Step, ...] = ()
     refine: int | None = Field(default=None, ge=1, le=12)
     resampling: Resampling | None = None
     coregister: Literal["off", "report", "correct"] = "report"
@@ -81,6 +85,17 @@ class Pair(Stage):
             raise ValueError("must begin with a letter, and hold letters, digits and _ alone")
         return guide
 
+    @field_validator("coregister", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, coregister: object) -> object:
+        return "off" if coregister is False else coregister  # YAML reads a bare off as False
+
+    @field_validator("steps")
+    @classmethod
+    def _are_stages(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        _stages(steps)  # refuses what is none
+        return steps
+
     @property
     def guides(self) -> tuple[str, ...]:
         """The one that it gives."""
@@ -92,8 +107,12 @@ class Pair(Stage):
         return int(self.coregister != "off")
 
     def regridded(self, source: Source, scene: SceneSpec) -> RegriddedSource:
-        """A source as this stage brings it onto the grid of a scene."""
-        return regridded(source, scene, self.refine, self.resampling)
+        """A source as this stage brings it onto the grid of a scene, after its own steps.
+
+        Raises:
+            InputError: a step cannot take it, or one of the two has no map projection.
+        """
+        return regridded(prepared(source, _stages(self.steps)), scene, self.refine, self.resampling)
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene with its guide described.
@@ -187,11 +206,16 @@ class Pair(Stage):
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version and parameters, but for those that choose the guide: its content stands for them."""
-        return {key: value for key, value in super().fingerprint().items() if key not in _CHOOSING}
+        described = {key: value for key, value in super().fingerprint().items() if key not in _CHOOSING}
+        return {**described, "steps": [stage.fingerprint() for stage in _stages(self.steps)]}
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """Nothing: the scene stays as it is."""
         return {}
+
+
+def _stages(steps: Sequence[Step]) -> list[Stage]:
+    return [stage_of(step, f"pair, step {number} of the guide") for number, step in enumerate(steps, 1)]
 
 
 def comparable(scene: SceneSpec, guide: SceneSpec) -> npt.NDArray[np.intp]:

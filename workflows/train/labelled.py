@@ -12,14 +12,12 @@ import xarray as xr
 from cubeloom.errors import InputError, ModelError
 from cubeloom.models.cards import CardClass
 from cubeloom.pipeline.binding import bind
-from cubeloom.pipeline.lift import lift
-from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, spec_of
 from cubeloom.pipeline.stages import Stage
 from cubeloom.workflows.evaluate.matfiles import read_map, read_mat
 
 from .labels_recipe import ClassTable, ImageSource, LabelledScene
-from .samples import read_labels
+from .samples import after_steps, read_labels, source_of
 
 LEAST_BANDS = 2
 """Fewer make no spectrum."""
@@ -173,9 +171,7 @@ def read_labelled_scene(
         InputError: scene or labels cannot be used; says why.
         ModelError: the scene lacks some of the bands `like`.
     """
-    scene = open_scene(labelled.scene, **labelled.options)
-    for stage in stages:
-        scene = lift(stage)(scene)
+    scene = after_steps(labelled, stages)
     return scene_image(scene, labelled, classes, variable=variable, usable=usable, like=like)
 
 
@@ -210,7 +206,7 @@ def scene_image(
         units=str(spec.variables[taken].attrs.get("units", "")),
         variable=taken,
         sensor=spec.sensor,
-        source={"scene": spec.scene_id, "level": spec.processing_level, "labels": labelled.labels.name},
+        source=source_of(labelled, spec),
     )
 
 

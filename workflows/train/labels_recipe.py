@@ -25,16 +25,19 @@ class LabelledScene(_Part):
             MATLAB file another one, with a map of the same size.
         field: attribute of the vector file that holds class values or names; or the array of the MATLAB file.
         options: of `open_scene`, or those that say how to read a MATLAB file: `key`, `bands`, `shape`, `order`.
+        guides: the scene that each `pair` step of the recipe takes, by the guide's name.
     """
 
     scene: Path
     labels: Path
     field: str | None = None
     options: dict[str, str] = Field(default_factory=dict)
+    guides: dict[str, Path] = Field(default_factory=dict)
 
     def beside(self, folder: Path) -> "LabelledScene":
         """The same with paths relative to `folder`."""
-        return self.model_copy(update={"scene": folder / self.scene, "labels": folder / self.labels})
+        guides = {name: folder / path for name, path in self.guides.items()}
+        return self.model_copy(update={"scene": folder / self.scene, "labels": folder / self.labels, "guides": guides})
 
 
 class StandardScene(_Part):

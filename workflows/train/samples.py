@@ -15,10 +15,10 @@ from odc.geo.geobox import GeoBox
 from cubeloom.errors import ConfigError, InputError, ModelError
 from cubeloom.pipeline.binding import Binding, bind
 from cubeloom.pipeline.grids import STATISTICS_BLOCK, tile
-from cubeloom.pipeline.lift import lift
+from cubeloom.pipeline.lift import lift, lift_guide
 from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, spec_of
-from cubeloom.pipeline.stages import Stage
+from cubeloom.pipeline.stages import Pair, Stage
 
 from .labels_recipe import LabelledScene
 
@@ -71,9 +71,7 @@ def collect(
     parts: list[dict[str, npt.NDArray[Any]]] = []
     bands, units, taken, sources = None, "", "", []
     for number, labelled in enumerate(scenes):
-        scene = open_scene(labelled.scene, **labelled.options)
-        for stage in stages:
-            scene = lift(stage)(scene)
+        scene = after_steps(labelled, stages)
         spec = spec_of(scene)
         taken = variable or spec.subject
         if taken not in spec.variables or not spec.variables[taken].is_cube:
@@ -85,11 +83,40 @@ def collect(
         labels = read_labels(labelled, spec.grid, names)
         part = _take(scene, spec, taken, labels, bands, labelled.scene)
         parts.append({**part, "scene": np.full(part["labels"].size, number, np.int32)})
-        sources.append({"scene": spec.scene_id, "level": spec.processing_level, "labels": labelled.labels.name})
+        sources.append(source_of(labelled, spec))
     if bands is None:
         raise ConfigError("a recipe needs at least one scene")
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return Samples(**joined, bands=bands, units=units, variable=taken, sources=tuple(sources))
+
+
+def after_steps(labelled: LabelledScene, stages: Sequence[Stage]) -> xr.Dataset:
+    """A labelled scene after the steps of its recipe, with the guides that these ask for.
+
+    Raises:
+        InputError: a scene cannot be read, or a step cannot take it.
+        ConfigError: a step asks for a guide that is not named beside the scene.
+    """
+    scene = open_scene(labelled.scene, **labelled.options)
+    guides: dict[str, xr.Dataset] = {}
+    for stage in stages:
+        if missing := [name for name in stage.guides if name not in labelled.guides]:
+            raise ConfigError(
+                f"{labelled.scene}: {stage.name} needs the guide {missing[0]!r}; name it beside the scene, "
+                f"guides: {{{missing[0]}: PRODUCT}}"
+            )
+        if isinstance(stage, Pair):
+            guide = open_scene(labelled.guides[stage.guide], **stage.open)
+            guides[stage.guide] = lift_guide(stage, stage.regridded)(scene, guide)
+        else:
+            scene = lift(stage)(scene, *(guides[name] for name in stage.guides))
+    return scene
+
+
+def source_of(labelled: LabelledScene, spec: SceneSpec) -> dict[str, str]:
+    """What a model's card tells of a labelled scene."""
+    guides = {name: path.name for name, path in labelled.guides.items()}
+    return {"scene": spec.scene_id, "level": spec.processing_level, "labels": labelled.labels.name, **guides}
 
 
 def _usable(spec: SceneSpec) -> Bands:
