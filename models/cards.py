@@ -17,6 +17,7 @@ CARD_LIMIT = 16 * 2**20
 """Bytes of a card; one has some kB."""
 
 Task = Literal["denoise", "segment", "classify", "multilabel", "regress", "embed", "superres"]
+Polarisation = Literal["VV", "VH", "HH", "HV"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -94,6 +95,7 @@ class Card(BaseModel):
         scale: how many times finer its answer is than its input.
         multiple: height and width of its input are multiples of this, px.
         input_bands: those it sees, one for each channel; empty for any that are given.
+        polarisations: those of a radar that it sees, as sigma0 in dB, in channels behind those of `input_bands`.
         mean: of each channel in `units`, which is subtracted before the network; empty where nothing is.
         std: of each channel in `units`, by which it is then divided.
         classes: in the order of its logits, by ascending value.
@@ -127,6 +129,7 @@ class Card(BaseModel):
     scale: int = Field(1, ge=1)
     multiple: int = Field(1, ge=1)
     input_bands: InputBands | None = None
+    polarisations: tuple[Polarisation, ...] = ()
     mean: tuple[FiniteFloat, ...] = ()
     std: tuple[Positive, ...] = ()
     classes: tuple[CardClass, ...] = ()
@@ -151,8 +154,11 @@ class Card(BaseModel):
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Self:
-        if self.input_bands is not None and self.bands != len(self.input_bands):
-            raise ValueError(f"bands is {self.bands}, input_bands has {len(self.input_bands)}")
+        listed = len(self.input_bands or ()) + len(self.polarisations)
+        if listed not in (0, self.bands):
+            seen = f"input_bands has {len(self.input_bands or ())}"
+            radar = f", polarisations has {len(self.polarisations)}" if self.polarisations else ""
+            raise ValueError(f"bands is {self.bands}, {seen}{radar}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.bands):
             raise ValueError(
                 f"{len(self.mean)} values of mean and {len(self.std)} of std for {self.bands} bands; one of each for "
@@ -160,7 +166,11 @@ class Card(BaseModel):
             )
         if any(after.value <= before.value for before, after in pairwise(self.classes)):
             raise ValueError(f"the values of the classes do not ascend: {[one.value for one in self.classes]}")
-        for what, names in (("classes", [one.name for one in self.classes]), ("outputs", self.outputs)):
+        for what, names in (
+            ("classes", [one.name for one in self.classes]),
+            ("outputs", self.outputs),
+            ("polarisations", self.polarisations),
+        ):
             if len(set(names)) != len(names):
                 raise ValueError(f"a name stands twice among the {what}")
         return self

@@ -5,7 +5,7 @@ with the distance between patches (2-D ALiBi, section 3 of the paper) instead of
 height and width are multiples of 8.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ from cubeloom.errors import ModelError
 
 from .cards import InputBands
 from .croma_layers import PATCH, Encoder, Transformer, alibi
-from .network import Level, Network
+from .network import Backbone, Level
 from .packed_linear import PackedLinear, pack
 from .registry import register_model
 
@@ -33,6 +33,7 @@ TILE = 120
 CHANNELS = {"joint": 14, "optical": 12, "radar": 2}
 """Of the input; the joint one has the optical channels first, as the authors' pretraining has them."""
 
+POLARISATIONS = ("VV", "VH")
 S2_NUMBERS = (*range(1, 10), 10, 12, 13)
 """Bands B01 to B08, B8A, B09, B11 and B12 by their numbers in a scene; cirrus, B10, is left out."""
 _S2_CENTRES = (442.7, 492.7, 559.8, 664.6, 704.1, 740.5, 782.8, 832.8, 864.7, 945.1, 1613.7, 2202.4)
@@ -84,7 +85,7 @@ class Encodings:
     joint: Tensor | None = None
 
 
-class Croma(Network):
+class Croma(Backbone):
     """The encoders of two sensors and of both.
 
     Args:
@@ -93,6 +94,7 @@ class Croma(Network):
         statistics: by which `forward` and `features` scale an image: those of the card, or of the batch itself, as the
             authors do; then an image's embedding depends on what else is in its batch.
         eight_bit: round scaled values down to 256 levels, as the authors may.
+        num_classes: of a linear layer behind the embedding; 0 for none.
 
     Raises:
         ModelError: no such size, modality or statistics.
@@ -104,12 +106,14 @@ class Croma(Network):
         modality: Modality = "joint",
         statistics: Statistics = "dataset",
         eight_bit: bool = False,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         _require("size", size, SIZES)
         _require("modality", modality, CHANNELS)
         _require("statistics", statistics, get_args(Statistics))
         self.modality, self.statistics, self.eight_bit = modality, statistics, eight_bit
+        self.multiple, self.channels = PATCH, CHANNELS[modality]
         self.width, depth = SIZES[size]
         if modality != "optical":
             self.s1_encoder = Encoder(self.width, depth // 2, CHANNELS["radar"])
@@ -120,55 +124,78 @@ class Croma(Network):
         if modality == "joint":
             self.joint_encoder = Transformer(self.width, depth // 2, cross=True)
 
+        self.reset_head(num_classes)
+
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The one feature map there is."""
-        return (Level(self.width, PATCH),)
+        """Of the tokens after each block of the encoder that comes last."""
+        return (Level(self.width, PATCH),) * len(self._last.layers)
 
     @property
     def embedding_size(self) -> int:
         """Length of the embedding of an image."""
         return self.width
 
+    @property
+    def head(self) -> nn.Module:
+        """The linear layer behind the embedding; an identity where there is none."""
+        return self.get_submodule("classifier") if "classifier" in self._modules else nn.Identity()
+
+    def reset_head(self, num_classes: int) -> None:
+        """Put a new, untrained linear layer behind the embedding; 0 takes it away."""
+        self._modules.pop("classifier", None)
+        if num_classes:
+            self.classifier = nn.Linear(self.width, num_classes)
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether images are scaled by the statistics of their batch."""
+        return self.statistics == "batch"
+
+    @property
+    def pairwise(self) -> bool:
+        """The bias of attention is of pairs of patches."""
+        return True
+
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The embedding of each image: of the sensor whose encoder there is, or of both.
+        """The embedding of each image: of the sensor whose encoder there is, or of both; or its scores.
 
         Args:
             x: (N, `CHANNELS`, H, W), standardised as the card says, the optical channels before VV and VH.
             valid: (N, H, W) bool: patches without any such pixel are left out. None: all count.
 
         Returns:
-            (N, embedding_size)
+            (N, embedding_size), or (N, num_classes)
 
         Raises:
             ModelError: x, or `valid`, is of another shape.
         """
-        found = self._encoded(x, valid)
-        kept = None if valid is None else _patches_with(valid)
-        if self.modality == "joint":
-            return token_mean(_there(found.joint), kept)
-        summary = self.s1_GAP_FFN if self.modality == "radar" else self.s2_GAP_FFN
-        y: Tensor = summary(token_mean(_there(found.radar if self.modality == "radar" else found.optical), kept))
+        found = self.encode(*self._images(x), valid)
+        tokens = {"joint": found.joint, "optical": found.optical, "radar": found.radar}[self.modality]
+        y = token_mean(_there(tokens), None if valid is None else _patches_with(valid))
+        if self.modality != "joint":
+            y = (self.s1_GAP_FFN if self.modality == "radar" else self.s2_GAP_FFN)(y)
+        y = self.head(y)
         return y
 
-    def features(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        """The tokens as a map, for heads that label pixels.
+    def features(self, x: Tensor, indices: Sequence[int] | None = None, valid: Tensor | None = None) -> list[Tensor]:
+        """The tokens after blocks of the last encoder as maps, for heads that label pixels.
 
         Args:
             x: as `forward` takes it.
-            indices: of `levels`; there is one.
+            indices: of `levels`, ascending. None: four evenly spaced.
+            valid: (N, H, W) bool: no token sees a patch without any such pixel. None: all count.
 
         Returns:
-            (N, width, H / 8, W / 8), once.
+            (N, width, H / 8, W / 8) each; all went through the encoder's final norm.
 
         Raises:
             ModelError: x does not fit, or there is no such level.
         """
-        if indices is not None and list(indices) != [0]:
-            raise ModelError(f"feature maps {list(indices)}: CROMA has one, 0")
-        found = self._encoded(x)
-        tokens = {"joint": found.joint, "optical": found.optical, "radar": found.radar}[self.modality]
-        return [_there(tokens).transpose(1, 2).reshape(len(x), self.width, x.shape[2] // PATCH, x.shape[3] // PATCH)]
+        chosen = self.chosen_levels(indices)
+        maps = [self._last.norm_out(tokens) for at, tokens in enumerate(self._stream(x, valid)) if at in chosen]
+        rows, cols = (side // PATCH for side in x.shape[2:])
+        return [one.transpose(1, 2).reshape(len(x), self.width, rows, cols) for one in maps]
 
     def encode(
         self, radar: Tensor | None = None, optical: Tensor | None = None, valid: Tensor | None = None
@@ -184,11 +211,7 @@ class Croma(Network):
         Raises:
             ModelError: no image, one that the network has no encoder for, or another shape.
         """
-        shape = self._checked({"radar": radar, "optical": optical}, valid)
-        like = radar if radar is not None else _there(optical)
-        bias = alibi(shape[0] // PATCH, shape[1] // PATCH, like.device, like.dtype)
-        if valid is not None:
-            bias = bias.masked_fill(~_patches_with(valid)[:, None, None], -torch.inf)
+        bias = self._bias(radar, optical, valid)
         of_radar = None if radar is None else self.s1_encoder(radar, bias)
         of_optical = None if optical is None else self.s2_encoder(optical, bias)
         if of_radar is None or of_optical is None:
@@ -201,18 +224,41 @@ class Croma(Network):
         pack(network)
         return network
 
-    def _encoded(self, x: Tensor, valid: Tensor | None = None) -> Encodings:
-        channels = CHANNELS[self.modality]
-        if x.ndim != 4 or x.shape[1] != channels:
+    @property
+    def _last(self) -> Transformer:
+        """The blocks behind which there are no others."""
+        if self.modality == "joint":
+            return self.joint_encoder
+        return (self.s1_encoder if self.modality == "radar" else self.s2_encoder).transformer
+
+    def _stream(self, x: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
+        """Tokens after each of those blocks."""
+        radar, optical = self._images(x)
+        bias = self._bias(radar, optical, valid)
+        if radar is not None and optical is not None:
+            return self.joint_encoder.blocks(self.s1_encoder(radar, bias), bias, self.s2_encoder(optical, bias))
+        embedded = self.s2_encoder.embedded(_there(optical)) if radar is None else self.s1_encoder.embedded(radar)
+        return self._last.blocks(embedded, bias)
+
+    def _images(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Radar and optical part of the input, scaled."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
             raise ModelError(
-                f"CROMA for modality {self.modality!r} takes (N, {channels}, H, W); found {tuple(x.shape)}; give it "
-                "12 bands of Sentinel-2, or VV and VH, or both in this order"
+                f"CROMA for modality {self.modality!r} takes (N, {self.channels}, H, W); found {tuple(x.shape)}; give "
+                "it 12 bands of Sentinel-2, or VV and VH, or both in this order"
             )
-        image = scaled(standardised(x) if self.statistics == "batch" else x, eight_bit=self.eight_bit)
+        image = scaled(standardised(x) if self.of_batch else x, eight_bit=self.eight_bit)
         if self.modality == "radar":
-            return self.encode(radar=image, valid=valid)
+            return image, None
         optical, radar = image[:, : CHANNELS["optical"]], image[:, CHANNELS["optical"] :]
-        return self.encode(radar if self.modality == "joint" else None, optical, valid)
+        return radar if self.modality == "joint" else None, optical
+
+    def _bias(self, radar: Tensor | None, optical: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Of attention, once the images are checked; it hides patches without a valid pixel."""
+        height, width = self._checked({"radar": radar, "optical": optical}, valid)
+        like = radar if radar is not None else _there(optical)
+        bias = alibi(height // PATCH, width // PATCH, like.device, like.dtype)
+        return bias if valid is None else bias.masked_fill(~_patches_with(valid)[:, None, None], -torch.inf)
 
     def _checked(self, images: Mapping[str, Tensor | None], valid: Tensor | None) -> tuple[int, int]:
         """Height and width of the images, which are of one shape but for their channels."""
@@ -308,36 +354,37 @@ def _require(what: str, value: str, known: Iterable[str]) -> None:
         raise ModelError(f"CROMA has no {what} {value!r}; expected {', '.join(known)}")
 
 
-def _card_fields(modality: Modality = "joint", **_: object) -> Mapping[str, Any]:
+def _card_fields(modality: Modality = "joint", num_classes: int = 0, **_: object) -> Mapping[str, Any]:
     _require("modality", modality, CHANNELS)
-    common: dict[str, Any] = {"task": "embed", "tile": TILE, "halo": 0, "multiple": PATCH, "bands": CHANNELS[modality]}
-    of_radar: dict[str, Any] = {
-        "sensor": "Sentinel-1",
-        "variable": "sigma0",
-        "units": "dB",
-        "mean": S1_MEAN,
-        "std": S1_STD,
-    }
+    task = "classify" if num_classes else "embed"
+    common: dict[str, Any] = {"task": task, "tile": TILE, "halo": 0, "multiple": PATCH, "bands": CHANNELS[modality]}
+    of_radar: dict[str, Any] = {"polarisations": POLARISATIONS}
     of_optical: dict[str, Any] = {
-        "sensor": "Sentinel-2",
         "variable": "reflectance",
         "units": "1",
         "wavelengths_nm": (_S2_CENTRES[0], _S2_CENTRES[-1]),
         "input_bands": optical_bands(),
-        "mean": S2_MEAN,
-        "std": S2_STD,
     }
+    if modality == "radar":
+        alone = {"sensor": "Sentinel-1", "variable": "sigma0", "units": "dB", "mean": S1_MEAN, "std": S1_STD}
+        return common | of_radar | alone
+    if modality == "optical":
+        return common | of_optical | {"sensor": "Sentinel-2", "mean": S2_MEAN, "std": S2_STD}
     both: dict[str, Any] = {"sensor": "Sentinel-2 and Sentinel-1", "mean": S2_MEAN + S1_MEAN, "std": S2_STD + S1_STD}
-    return common | {"radar": of_radar, "optical": of_optical}.get(modality, both)
+    return common | of_radar | of_optical | both
 
 
 @register_model("croma_base", defaults=_card_fields, key_map=official_keys, tolerated=TOLERATED)
-def croma_base(modality: Modality = "joint", statistics: Statistics = "dataset", eight_bit: bool = False) -> Croma:
+def croma_base(
+    modality: Modality = "joint", statistics: Statistics = "dataset", eight_bit: bool = False, num_classes: int = 0
+) -> Croma:
     """CROMA of width 768: 194,365,440 parameters; arguments as of `Croma`."""
-    return Croma("base", modality, statistics, eight_bit)
+    return Croma("base", modality, statistics, eight_bit, num_classes)
 
 
 @register_model("croma_large", defaults=_card_fields, key_map=official_keys, tolerated=TOLERATED)
-def croma_large(modality: Modality = "joint", statistics: Statistics = "dataset", eight_bit: bool = False) -> Croma:
+def croma_large(
+    modality: Modality = "joint", statistics: Statistics = "dataset", eight_bit: bool = False, num_classes: int = 0
+) -> Croma:
     """CROMA of width 1024: 672,557,056 parameters; arguments as of `Croma`."""
-    return Croma("large", modality, statistics, eight_bit)
+    return Croma("large", modality, statistics, eight_bit, num_classes)

@@ -3,6 +3,7 @@
 Names of modules are those of the authors' files.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import cast
 
@@ -73,25 +74,35 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList(kind(width) for kind in kinds) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, bias: Tensor, context: Tensor | None = None) -> Tensor:
-        """Tokens of a stream.
+    def forward(self, x: Tensor, bias: Tensor, context: Tensor | None = None, across: Tensor | None = None) -> Tensor:
+        """Tokens of a stream after all blocks; see `blocks`."""
+        for made in self.blocks(x, bias, context, across):
+            x = made
+        y: Tensor = self.norm_out(x)
+        return y
+
+    def blocks(
+        self, x: Tensor, bias: Tensor, context: Tensor | None = None, across: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Tokens of a stream after each block, before the norm.
 
         Args:
             x: (N, T, width).
-            bias: of the attention to the stream itself and to the other, (N or 1, HEADS, T, T).
-            context: the other stream, (N, T, width).
+            bias: of the attention to the stream itself, (N or 1, HEADS, T, T).
+            context: the other stream, (N, S, width).
+            across: of the attention to the other, (N or 1, HEADS, T, S); None where it is the same.
 
-        Returns:
+        Yields:
             (N, T, width)
         """
+        across = bias if across is None else across
         for block in self.layers:
             first, *others, last = cast("nn.ModuleList", block)
             x = first(x, bias)
             for other in others:
-                x = other(x, context, bias)
+                x = other(x, context, across)
             x = last(x)
-        y: Tensor = self.norm_out(x)
-        return y
+            yield x
 
 
 class Encoder(nn.Module):
@@ -103,9 +114,14 @@ class Encoder(nn.Module):
         self.transformer = Transformer(width, depth)
 
     def forward(self, image: Tensor, bias: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, T, width); a patch's values go in by channel, then row by row."""
+        """(N, C, H, W) → (N, T, width)."""
+        y: Tensor = self.transformer(self.embedded(image), bias)
+        return y
+
+    def embedded(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, T, width) before the first block; a patch's values go in by channel, then row by row."""
         patches = functional.pixel_unshuffle(image, PATCH).flatten(2).transpose(1, 2)
-        y: Tensor = self.transformer(self.linear_input(patches), bias)
+        y: Tensor = self.linear_input(patches)
         return y
 
 

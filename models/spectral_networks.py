@@ -4,7 +4,6 @@
 any other network of timm behind the same adapter.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from cubeloom.errors import ModelError
 
 from .cards import did_you_mean
-from .network import Level, Network
+from .network import Backbone, Level, Network
 from .registry import register_model
 from .spectral_adapter import FEATURES, FoldedAdapter, SpectralAdapter
 from .spectral_checkpoints import TOLERATED, official_keys
@@ -40,7 +39,7 @@ VIT_SIZES = {
 """Width, depth and heads; all but the nano are the authors'."""
 
 
-class SpectralNetwork(Network):
+class SpectralNetwork(Backbone):
     """A spectral adapter, then a network of timm.
 
     Args:
@@ -102,25 +101,14 @@ class SpectralNetwork(Network):
             ModelError: x does not fit, or there is no such level.
         """
         self.check(x)
-        levels = len(self.levels)
-        chosen = self.default_levels() if indices is None else list(indices)
-        if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= levels:
-            raise ModelError(f"feature maps {chosen}: give ascending indices from 0 to {levels - 1}")
         maps: list[Tensor] = self.backbone.forward_intermediates(
             self.spectral_adapter(x),
-            indices=chosen,
+            indices=self.chosen_levels(indices),
             norm=isinstance(self.backbone, VisionTransformer),
             stop_early=True,
             intermediates_only=True,
         )
         return maps
-
-    def default_levels(self) -> list[int]:
-        """Indices of the maps that `features` gives unasked."""
-        strides = [level.stride for level in self.levels]
-        if len(set(strides)) == 1:
-            return sorted({math.ceil(len(strides) * quarter / 4) - 1 for quarter in (1, 2, 3, 4)})
-        return sorted({stride: index for index, stride in enumerate(strides)}.values())
 
     def reset_head(self, num_classes: int) -> None:
         """Put a new, untrained linear layer behind the embedding; 0 takes it away."""

@@ -1,4 +1,4 @@
-"""Spectral backbones with a head: classes of pixels (`spectral_segmenter`), values of a tile (`spectral_regressor`).
+"""Backbones with a head: classes of pixels (`spectral_segmenter`), values of a tile (`spectral_regressor`).
 
 Their state dicts are those of SpectralEarth's classes (Braham et al. 2024, arXiv 2408.08447), key by key, where these
 have such a head. A tile's class or labels need no family of their own: a backbone with `num_classes` gives them.
@@ -6,7 +6,7 @@ have such a head. A tile's class or labels need no family of their own: a backbo
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +14,7 @@ from torch.nn import functional
 from cubeloom.errors import ModelError
 
 from .heads import ConvHead, FCNHead, Pyramid, UPerHead, regression_mlp
-from .network import Network
+from .network import Backbone, Network
 from .registry import create_model, model_card, register_model
 from .spectral_checkpoints import TOLERATED, official_keys, task_keys
 from .spectral_networks import SpectralNetwork
@@ -47,7 +47,7 @@ class SpectralSegmenter(Network):
 
     head: nn.Module
 
-    def __init__(self, encoder: SpectralNetwork, head: Head, num_classes: int, head_width: int = WIDTH) -> None:
+    def __init__(self, encoder: Backbone, head: Head, num_classes: int, head_width: int = WIDTH) -> None:
         super().__init__()
         if head not in HEADS:
             raise ModelError(f"there is no head {head!r}; expected {', '.join(HEADS)}")
@@ -91,11 +91,21 @@ class SpectralSegmenter(Network):
     def for_inference(self) -> "SpectralSegmenter":
         """The same network without gradients, weights copied, equal to 1e-5; see `SpectralNetwork.for_inference`."""
         network = deepcopy(self).eval().requires_grad_(False)
-        network.encoder = network.encoder.for_inference()
+        network.encoder = cast("Backbone", network.encoder.for_inference())
         return network
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether the backbone's features are."""
+        return self.encoder.of_batch
 
-def _uper_head(encoder: SpectralNetwork, indices: list[int], num_classes: int, width: int) -> UPerHead:
+    @property
+    def pairwise(self) -> bool:
+        """Whether the backbone does."""
+        return self.encoder.pairwise
+
+
+def _uper_head(encoder: Backbone, indices: list[int], num_classes: int, width: int) -> UPerHead:
     levels = [encoder.levels[index] for index in indices]
     channels = [level.channels for level in levels]
     pyramid = Pyramid(channels, levels[0].stride) if len({level.stride for level in levels}) == 1 else None
@@ -110,7 +120,7 @@ def _require_family(name: str, settings: Mapping[str, Any] | None) -> None:
         raise ModelError("backbone_settings: num_classes is of the head; give it beside backbone")
 
 
-def _backbone(name: str, settings: Mapping[str, Any] | None) -> SpectralNetwork:
+def _backbone(name: str, settings: Mapping[str, Any] | None) -> Backbone:
     """A backbone of the registry, untrained and without a head.
 
     Raises:
@@ -118,8 +128,8 @@ def _backbone(name: str, settings: Mapping[str, Any] | None) -> SpectralNetwork:
     """
     _require_family(name, settings)
     network = create_model(name, **settings or {})
-    if not isinstance(network, SpectralNetwork):
-        raise ModelError(f"backbone {name!r} gives no feature maps; expected a spectral one, such as {BACKBONE}")
+    if not isinstance(network, Backbone):
+        raise ModelError(f"backbone {name!r} gives no feature maps; expected one that does, such as {BACKBONE}")
     return network
 
 
@@ -157,7 +167,7 @@ def spectral_segmenter(
     """A class for every pixel.
 
     Args:
-        backbone: a family of `spectral_networks`.
+        backbone: a family of `spectral_networks`, or another one that gives feature maps, such as `croma_base`.
         backbone_settings: its settings; `{"dense": True}` for `spectral_resnet50` with `fcn`, as the authors have it.
         head: `conv`, the authors' for transformers, `fcn`, theirs for the ResNet, `upernet` or `linear`.
         num_classes: K.
@@ -187,5 +197,7 @@ def spectral_regressor(
     if outputs < 1:
         raise ValueError("outputs is at least 1")
     network = _backbone(backbone, backbone_settings)
+    if not isinstance(network, SpectralNetwork):
+        raise ModelError(f"backbone {backbone!r} takes no head for values; expected a spectral one, such as {BACKBONE}")
     network.replace_head(lambda inputs: regression_mlp(inputs, outputs))
     return network

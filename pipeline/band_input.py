@@ -2,17 +2,18 @@
 
 The bands of the card's own sensor go in by number, untouched. Those of another sensor are resampled by spectral
 response, or refused where the sensor does not see them. A band that is bad or missing is interpolated along
-wavelength from its neighbours, if there are some near enough, and is named.
+wavelength from its neighbours, if there are some near enough, and is named. A radar's polarisations stand behind the
+spectral bands, and go in by name.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from cubeloom.errors import InputError, ModelError
-from cubeloom.models.cards import Card, InputBands
+from cubeloom.models.cards import Card, InputBands, Polarisation
 
 from .binding import MAX_UNCOVERED, Binding
 from .encoding import Array
@@ -35,6 +36,8 @@ SAME_NM = 1.0
 MIN_KNOWN = 0.5
 """Share of the bands that a pixel must have to take part; the others are interpolated between them."""
 
+_FIELDS = ("number", "wavelength", "fwhm", "detector", "good", "preferred")
+
 PIXELS_AT_ONCE = 8192
 """Spectra with gaps that are filled together: bounds the arrays of indices."""
 
@@ -47,10 +50,11 @@ class BandInput:
         binding: gives the channels `present` of a cube.
         present: channels that the scene has, ascending.
         filled: channels that it lacks, whose values are interpolated along wavelength from those present.
-        wavelengths: centres of all channels, nm, ascending.
+        wavelengths: centres of all channels but the radar's, nm, ascending.
         mean: subtracted from each channel, `(D,)`.
         std: divides it then, `(D,)`.
         how: the binding in words.
+        radar: places, among the scene's bands, of the polarisations that are the last channels.
     """
 
     binding: Binding
@@ -60,6 +64,7 @@ class BandInput:
     mean: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
     how: str
+    radar: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, card: Card, bands: Bands) -> Self:
@@ -69,19 +74,26 @@ class BandInput:
             ModelError: the card does not say which bands the network sees, or the scene lacks some of them; names them.
         """
         wanted = card.input_bands
-        if wanted is None:
+        if wanted is None and not card.polarisations:
             raise ModelError(
                 f"model {card.name}: its card has no input_bands, so the bands of a scene cannot be brought to it; "
                 "name weights whose card says on which bands they were trained"
             )
+        radar = _places(card, bands)
+        size = len(wanted or ()) + len(radar)
+        mean = np.asarray(card.mean or np.zeros(size), np.float32)
+        std = np.asarray(card.std or np.ones(size), np.float32)
+        named = ", ".join(card.polarisations)
+        if wanted is None:
+            none = np.empty(0, np.intp)
+            return cls(Binding(index=none), none, (), np.empty(0), mean, std, named, radar)
+        bands = _without_radar(bands)
         binding, missing, how = _bind(bands, wanted)
         wavelengths = np.asarray(wanted.wavelengths_nm)
         present = np.flatnonzero(~missing)
         _require_in_range(card, bands, wavelengths, missing)
-        size = len(wanted)
-        mean = np.asarray(card.mean or np.zeros(size), np.float32)
-        std = np.asarray(card.std or np.ones(size), np.float32)
-        return cls(binding, present, tuple(map(int, np.flatnonzero(missing))), wavelengths, mean, std, how)
+        filled = tuple(map(int, np.flatnonzero(missing)))
+        return cls(binding, present, filled, wavelengths, mean, std, " and ".join(filter(None, (how, named))), radar)
 
     def apply(self, cube: Array, valid: BoolArray) -> FloatImages:
         """The channels of a cube, standardised, with a number everywhere.
@@ -90,7 +102,7 @@ class BandInput:
         channel's mean.
 
         Args:
-            cube: `(band, y, x)` in the card's units, NaN where there is no value.
+            cube: `(band, y, x)` in the card's units, a radar's in dB, NaN where there is no value.
             valid: pixels that take part, `(y, x)`.
 
         Returns:
@@ -99,11 +111,18 @@ class BandInput:
         return self.prepared(cube, valid)[0]
 
     def prepared(self, cube: Array, valid: BoolArray) -> tuple[FloatImages, BoolArray]:
-        """What `apply` gives, and the pixels `(y, x)` that take part: valid, and with half of the channels at least."""
-        channels = np.empty((self.wavelengths.size, *cube.shape[1:]), np.float32)
+        """What `apply` gives, and the pixels `(y, x)` that take part.
+
+        They are valid, and have half of the spectral channels at least, and all of the radar's.
+        """
+        count = self.wavelengths.size
+        channels = np.empty((count + len(self.radar), *cube.shape[1:]), np.float32)
         channels[self.present] = self.binding.apply(cube)
+        channels[count:] = cube[list(self.radar)]
         finite = np.isfinite(channels[self.present])
-        known: BoolArray = valid & (finite.mean(axis=0, dtype=np.float32) >= MIN_KNOWN)
+        known: BoolArray = valid & np.isfinite(channels[count:]).all(axis=0)
+        if count:
+            known &= finite.mean(axis=0, dtype=np.float32) >= MIN_KNOWN
         self._fill_gaps(channels, finite, known)
         channels[:, ~known] = 0
         self._fill_channels(channels)
@@ -137,6 +156,41 @@ class BandInput:
             share = np.float32((self.wavelengths[channel] - known[low]) / gap if gap else 0.0)
             before, after = channels[self.present[low]], channels[self.present[high]]
             channels[channel] = before + share * (after - before)
+
+
+def is_radar(bands: Bands) -> BoolArray:
+    """Which bands are polarisations of a radar."""
+    return np.isin(np.char.upper(bands.detector), get_args(Polarisation))
+
+
+def beside(bands: Bands, guide: Bands) -> Bands:
+    """The bands of a scene, and behind them those of a radar scene on its grid."""
+    return Bands(*(np.concatenate([getattr(one, name) for one in (bands, guide)]) for name in _FIELDS))
+
+
+def _without_radar(bands: Bands) -> Bands:
+    """The same bands, of which a radar's go by no number and are not good, so that no spectral channel takes them."""
+    radar = is_radar(bands)
+    if not radar.any():
+        return bands
+    return replace(bands, number=np.where(radar, -1, bands.number), good=bands.good & ~radar)
+
+
+def _places(card: Card, bands: Bands) -> tuple[int, ...]:
+    """Where the polarisations stand that a network sees.
+
+    Raises:
+        ModelError: the scene lacks one.
+    """
+    place = {str(name).upper(): at for at, name in enumerate(bands.detector) if bands.good[at]}
+    lacking = [name for name in card.polarisations if name not in place]
+    if lacking:
+        has = ", ".join(name for name in place if name in get_args(Polarisation)) or "no polarisation of a radar"
+        raise ModelError(
+            f"model {card.name} sees {', '.join(card.polarisations)} of a radar, of which {', '.join(lacking)} is "
+            f"missing; the scene has {has}"
+        )
+    return tuple(place[name] for name in card.polarisations)
 
 
 def _bind(bands: Bands, wanted: InputBands) -> tuple[Binding, BoolArray, str]:

@@ -86,10 +86,13 @@ class Dense(torch.nn.Module):
     def __init__(self, network: Any) -> None:  # noqa: ANN401 - any with `features` and `levels`
         super().__init__()
         self.network = network
+        self.of_batch, self.pairwise = network.of_batch, network.pairwise
+        self.is_told = "valid" in inspect.signature(network.features).parameters
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The map, float32."""
-        (last,) = self.network.features(x, [len(self.network.levels) - 1])
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """The map, float32; `valid` is for backbones that leave out what takes no part."""
+        told = {"valid": valid} if self.is_told else {}
+        (last,) = self.network.features(x, [len(self.network.levels) - 1], **told)
         return cast("torch.Tensor", last)
 
 
@@ -194,17 +197,18 @@ def _precision(handle: ModelHandle, rung: Rung) -> Precision:
 def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: Rung, threads: int) -> Samples:
     network = handle.load(rung.device)
     told = valid is not None and "valid" in inspect.signature(network.forward).parameters
+    batch = 1 if network.of_batch else rung.batch  # where samples would change each other each is its own batch
 
     def forward(first: int) -> Samples:
         _compute_on_one_thread()
-        part = slice(first, first + rung.batch)
+        part = slice(first, first + batch)
         with torch.inference_mode(), _arithmetic(handle, rung):
             x = torch.from_numpy(samples[part]).to(rung.device)
             counted = {"valid": torch.from_numpy(valid[part]).to(rung.device)} if told and valid is not None else {}
             answer: Samples = network(x, **counted).float().cpu().numpy()
         return answer
 
-    batches = range(0, len(samples), rung.batch)
+    batches = range(0, len(samples), batch)
     if rung.device != "cpu" or threads == 1 or len(batches) == 1:
         return _gathered(len(samples), map(forward, batches))
     with ThreadPoolExecutor(threads) as pool:
@@ -251,20 +255,39 @@ def _compute_on_one_thread() -> None:
         _THREAD.set = True
 
 
-@cache
-def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: int) -> float:
+def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: int, pixels: int = 0) -> float:
     """Bytes that a network holds at its peak for every pixel `(y, x)` of a sample, measured on a small one.
 
     Args:
         handle: the network.
         leading: sizes of a sample's axes before y and x, such as its bands.
         multiple: height and width of a sample are multiples of this.
+        pixels: of the sample, for networks that compare all places with each other: of these two small ones are
+            measured.
     """
+    constant, growing = _activations(handle, leading, multiple)
+    return constant + growing * pixels
+
+
+@cache
+def _activations(handle: ModelHandle, leading: tuple[int, ...], multiple: int) -> tuple[float, float]:
+    """Bytes for a pixel, and how many more for each pixel that the sample has."""
     side = -(-_PROBE // multiple) * multiple
     network = handle.load("cpu")
+    small = _peak_bytes(network, (1, *leading, side, side)) / side**2
+    if not network.pairwise:
+        return small, 0.0
+    large = _peak_bytes(network, (1, *leading, 2 * side, 2 * side)) / (2 * side) ** 2
+    growing = max((large - small) / (3 * side**2), 0.0)
+    return small - growing * side**2, growing
+
+
+def _peak_bytes(network: torch.nn.Module, shape: tuple[int, ...]) -> float:
+    told = "valid" in inspect.signature(network.forward).parameters
     with torch.inference_mode(), _LiveBytes() as live:
-        network(torch.zeros(1, *leading, side, side))
-    return float(live.peak / side**2)
+        counted = {"valid": torch.ones(shape[0], *shape[-2:], dtype=torch.bool)} if told else {}
+        network(torch.zeros(shape), **counted)
+    return float(live.peak)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, misc, unused-ignore]

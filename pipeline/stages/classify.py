@@ -30,7 +30,7 @@ MIN_KNOWN = 0.5
 """Share of a classifier's bands that a pixel must have; the others are interpolated between them."""
 
 CLASSIFIER = ".skops"
-NETWORK_ONLY = ("weights", "tile", "precision")
+NETWORK_ONLY = ("weights", "guide", "tile", "precision")
 """Parameters that say nothing of a classifier of single spectra."""
 
 
@@ -50,6 +50,7 @@ class Classify(Stage):
             `weights`.
         variable: the cube to classify; by default what the stages before made last.
         weights: file or hub source with weights of that family.
+        guide: name of the radar scene, for networks that see one beside the scene (see `pair`).
         tile: side of the tiles that a network sees, px; by default that of its card, 0 for the whole image.
         precision: type of a network's arithmetic on a GPU; a CPU always takes float32.
     """
@@ -59,6 +60,7 @@ class Classify(Stage):
     model: str | None = None
     variable: str | None = None
     weights: str | None = None
+    guide: str = "radar"
     tile: int | None = Field(default=None, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     work_cubes: ClassVar[float] = 3.0
@@ -76,7 +78,12 @@ class Classify(Stage):
             return None
         from .classify_network import SegmentNetwork  # its libraries are not for those who classify without
 
-        return SegmentNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable)
+        return SegmentNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable, self.guide)
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """The radar scene, where a network sees one beside the scene."""
+        return self._network.guides if self._network else ()
 
     def _require_no_network_parameters(self) -> None:
         given = [name for name in NETWORK_ONLY if getattr(self, name) != type(self).model_fields[name].default]
@@ -111,7 +118,7 @@ class Classify(Stage):
             return spec
         if network := self._network:
             bound = network.require(spec)
-            line = f"classify: {network.subject(spec)}, {network.channels} classes, {network.describe(bound)}"
+            line = f"classify: {network.seen(spec)}, {network.channels} classes, {network.describe(bound)}"
             return spec.with_variables(line, None, **network.variables(bound))
         classifier, subject = self._load(), self._subject(spec)
         if subject not in spec.variables or not spec.variables[subject].is_cube:

@@ -43,6 +43,7 @@ class Embed(Stage):
             family, with `weights`.
         weights: file or hub source with weights of that family.
         variable: the cube to embed; by default what the stages before made last.
+        guide: name of the radar scene, for networks that see one beside the scene (see `pair`).
         tile: side of the tiles that the network sees, px; by default that of its card, 0 for the whole image.
         precision: type of the network's arithmetic on a GPU; a CPU always takes float32.
     """
@@ -50,6 +51,7 @@ class Embed(Stage):
     model: str | None = None
     weights: str | None = None
     variable: str | None = None
+    guide: str = "radar"
     tile: int | None = Field(default=None, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     work_cubes: ClassVar[float] = 0.1
@@ -65,7 +67,12 @@ class Embed(Stage):
 
         if self.model is None:
             raise ModelError("embed: no model given; set model to a backbone of `cubeloom models list`")
-        return EmbedNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable)
+        return EmbedNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable, self.guide)
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """The radar scene, where the network sees one beside the scene."""
+        return self._network.guides if self.model is not None else ()
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene of the embedding, in a group of its own.
@@ -97,7 +104,7 @@ class Embed(Stage):
             subject=OUTPUT,
             group="_".join(filter(None, (spec.group, f"d{stride}"))),
             scale=Fraction(spec.scale) / stride,
-            history=(*spec.history, f"embed: {network.subject(spec)}, {network.describe(bound)}"),
+            history=(*spec.history, f"embed: {network.seen(spec)}, {network.describe(bound)}"),
         )
 
     def tiling(self, spec: SceneSpec) -> Tiling | None:

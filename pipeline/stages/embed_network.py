@@ -1,4 +1,4 @@
-"""The features of a spectral backbone, at its stride."""
+"""The features of a backbone, at its stride."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +25,12 @@ class EmbedNetwork(TileNetwork):
 
     @cached_property
     def _level(self) -> "Level":
+        from cubeloom.models.network import Backbone
+
         network = cast("Dense", self.handle.load("cpu")).network
-        if not hasattr(network, "features"):
-            raise ModelError(f"embed: {self.card.name} gives no feature maps; take a spectral backbone")
-        last: Level = network.levels[-1]
-        return last
+        if not isinstance(network, Backbone):
+            raise ModelError(f"embed: {self.card.name} gives no feature maps; take a backbone")
+        return network.levels[-1]
 
     @property
     def channels(self) -> int:

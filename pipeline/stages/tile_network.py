@@ -1,7 +1,9 @@
 """A network over the tiles of a scene: its card meets the scene, its channels go in and images come out.
 
 What a pixel under the mask holds never reaches the network: it sees the nearest spectrum that takes part instead, and
-where it takes means of a tile and can be told so, over the pixels that take part alone.
+where it looks at a whole tile and can be told so, at the pixels that take part alone.
+
+A network of two sensors sees the scene's bands and, behind them, the radar's of a guide on the same grid.
 """
 
 from abc import ABC, abstractmethod
@@ -17,18 +19,22 @@ import numpy.typing as npt
 from cubeloom.errors import ConfigError, InputError, ModelError
 from cubeloom.models.cards import Card
 from cubeloom.models.registry import model_card
-from cubeloom.pipeline.band_input import BandInput
+from cubeloom.pipeline.band_input import BandInput, beside
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.scene import MEASUREMENTS, BoolArray, SceneSpec
 from cubeloom.pipeline.tiles import How, Inferred, Lattice, Tiling, padded
 
 from .denoise_network import TOGETHER
 from .tasks import require_task, require_weights
+from .to_db import decibels, is_linear_backscatter
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.inference import ModelHandle, Precision
 
 FloatImages = npt.NDArray[np.float32]
+
+RADAR = "radar"
+"""What the guide of a network of two sensors is called unless told otherwise."""
 
 SIDES = (1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32)
 """Sides of tiles, px, that are proposed where the one asked for takes too much memory."""
@@ -45,6 +51,7 @@ class TileNetwork(ABC):
         precision: type of the arithmetic on a GPU.
         tile: side of the tiles, px; the card's where None, the whole image where 0.
         variable: the cube that it works on; the scene's subject where None.
+        guide: name of the radar scene, where the network sees one beside the scene.
     """
 
     model: str
@@ -53,13 +60,20 @@ class TileNetwork(ABC):
     precision: "Precision"
     tile: int | None
     variable: str | None
+    guide: str
 
     stage: ClassVar[str]
     task: ClassVar[str]
 
     @classmethod
     def of(
-        cls, model: str, weights: str | None, precision: "Precision", tile: int | None, variable: str | None = None
+        cls,
+        model: str,
+        weights: str | None,
+        precision: "Precision",
+        tile: int | None,
+        variable: str | None = None,
+        guide: str = RADAR,
     ) -> Self:
         """The network of a name.
 
@@ -69,7 +83,7 @@ class TileNetwork(ABC):
         card = model_card(model, weights)
         require_task(card, cls.stage, cls.task)
         require_weights(card, cls.stage)
-        return cls(model, weights, card, precision, tile, variable)
+        return cls(model, weights, card, precision, tile, variable, guide)
 
     @property
     @abstractmethod
@@ -103,6 +117,26 @@ class TileNetwork(ABC):
         """Name of the cube that it works on."""
         return self.variable or spec.subject
 
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """The radar scene, where the network sees one beside the scene's own bands."""
+        return (self.guide,) if self.card.input_bands and self.card.polarisations else ()
+
+    def seen(self, spec: SceneSpec) -> str:
+        """What it works on, in words."""
+        return " and ".join([self.subject(spec), *(f"{name} {spec.guides[name].scene_id}" for name in self.guides)])
+
+    def input_of(self, spec: SceneSpec) -> BandInput:
+        """The way from the bands of scene and guide to the network.
+
+        Raises:
+            ModelError: bands that they lack.
+        """
+        bands = spec.bands
+        for name in self.guides:
+            bands = beside(bands, spec.guides[name].bands)
+        return BandInput.of(self.card, bands)
+
     def require(self, spec: SceneSpec) -> BandInput:
         """Check that the scene is of the kind that the network was trained on; the way from its bands to the network.
 
@@ -113,9 +147,11 @@ class TileNetwork(ABC):
         """
         where = self.require_kind(spec)
         try:
-            bound = BandInput.of(self.card, spec.bands)
+            bound = self.input_of(spec)
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from None
+        for guide in self.guides:
+            self._require_guide(where, spec, guide)
         self._require_tile(where)
         return bound
 
@@ -130,12 +166,27 @@ class TileNetwork(ABC):
         if name not in spec.variables or not spec.variables[name].is_cube:
             cubes = [cube for cube, variable in spec.variables.items() if variable.is_cube]
             raise InputError(f"{where}: no cube {name!r}; the scene has {', '.join(cubes) or 'none'}")
-        units = spec.variables[name].attrs.get("units")
+        linear = card.units == "dB" and is_linear_backscatter(spec, name)  # which becomes decibels on the way
+        units = "dB" if linear else spec.variables[name].attrs.get("units")
         if card.units is not None and units != card.units:
             raise ModelError(f"{where}: {name} has units {units!r}, the network was trained on {card.units!r}")
         if card.variable in MEASUREMENTS and spec.measurement in MEASUREMENTS and card.variable != spec.measurement:
             raise ModelError(f"{where}: the scene is of {spec.measurement}, the network was trained on {card.variable}")
         return where
+
+    def _require_guide(self, where: str, spec: SceneSpec, name: str) -> None:
+        guide = spec.guides[name]
+        units = guide.variables[guide.subject].attrs.get("units")
+        if guide.measurement != "sigma0" or units not in ("1", "dB"):
+            raise ModelError(
+                f"{where}: the guide {name!r} holds {guide.subject} of {guide.measurement}, the network was trained on "
+                "sigma0 of a radar; pair a Sentinel-1 scene, opened with calibration sigma0"
+            )
+        if guide.scale != spec.scale:
+            raise InputError(
+                f"{where}: the guide {name!r} lies on a grid {guide.scale / spec.scale} times finer than the scene's; "
+                "give `pair` refine: 1"
+            )
 
     def _require_tile(self, where: str) -> None:
         if self.tile:
@@ -176,8 +227,8 @@ class TileNetwork(ABC):
 
         tiling = self.tiling(spec)
         rows, cols = Lattice.of(spec.shape, tiling).shape
-        depth = len(self.card.input_bands or ())
-        activations = activation_bytes(self.handle, (depth,), tiling.multiple)
+        depth = self.card.bands or 0
+        activations = activation_bytes(self.handle, (depth,), tiling.multiple, rows * cols)
         samples = 4 * depth * (2 * tiling.at_once + 2)
         results = 4 * (tiling.at_once + 2) * tiling.channels / self.stride**2
         return int(rows * cols * (activations + samples + results))
@@ -188,7 +239,7 @@ class TileNetwork(ABC):
         A tile without any pixel that takes part is NaN, and the network never sees it.
         """
         spec = tiles[0].spec
-        lattice, bound = Lattice.of(spec.shape, self.tiling(spec)), BandInput.of(self.card, spec.bands)
+        lattice, bound = Lattice.of(spec.shape, self.tiling(spec)), self.input_of(spec)
         samples = [self._sample(tile, bound) for tile in tiles]
         seen = [sample for sample in samples if sample[1].any()]
         made, how = self._made(seen, lattice, threads) if seen else (iter(()), How())
@@ -204,10 +255,19 @@ class TileNetwork(ABC):
 
     def _sample(self, tile: Block, bound: BandInput) -> tuple[FloatImages, BoolArray]:
         """The channels of a tile, and its pixels that take part; a value that `defect` marks is none."""
-        cube = tile[self.subject(tile.spec)]
+        cube, valid = self._numbers(tile, self.subject(tile.spec)), np.asarray(tile.valid, bool)
         if "defect" in tile.arrays:
             cube = np.where(tile["defect"], np.float32(np.nan), cube)
-        return bound.prepared(cube, np.asarray(tile.valid, bool))
+        for name in self.guides:
+            guide = tile.guides[name]
+            cube = np.concatenate([cube, self._numbers(guide, guide.spec.subject)])
+            valid = valid & np.asarray(guide.valid, bool)
+        return bound.prepared(cube, valid)
+
+    def _numbers(self, block: Block, name: str) -> npt.NDArray[Any]:
+        """A cube as the network's statistics are: of a radar in decibels."""
+        cube = block[name]
+        return decibels(cube) if self.card.polarisations and is_linear_backscatter(block.spec, name) else cube
 
     def _made(
         self, samples: Sequence[tuple[FloatImages, BoolArray]], lattice: Lattice, threads: int
@@ -231,8 +291,9 @@ class TileNetwork(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What of the network decides the product: all that its card says of how it is used, and the tiles."""
-        told = ("family", "settings", "sha256", "tile", "halo", "multiple", "input_bands", "mean", "std", "classes")
-        card = self.card.model_dump(mode="json", include=set(told))
+        told = {"family", "settings", "sha256", "tile", "halo", "multiple", "input_bands", "mean", "std", "classes"}
+        told |= {"polarisations"} if self.card.polarisations else set()
+        card = self.card.model_dump(mode="json", include=told)
         if self.tile is not None:
             card["tile"] = self.tile
         return {"network": card, "precision": self.precision, "variable": self.variable}

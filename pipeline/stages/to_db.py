@@ -8,10 +8,12 @@ from pydantic import Field
 
 from cubeloom.errors import InputError
 from cubeloom.pipeline.blocks import Block
-from cubeloom.pipeline.encoding import FLOAT
+from cubeloom.pipeline.encoding import FLOAT, Array
 from cubeloom.pipeline.scene import SceneSpec, Variable
 
 from .base import Stage, Stats, register
+
+FLOOR_DB = -50.0
 
 
 @register("to_db")
@@ -27,7 +29,7 @@ class ToDb(Stage):
 
     work_cubes: ClassVar[float] = 1.0
 
-    floor: float = Field(default=-50.0, ge=-200, le=0, allow_inf_nan=False)
+    floor: float = Field(default=FLOOR_DB, ge=-200, le=0, allow_inf_nan=False)
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene with the subject in dB as its subject.
@@ -36,7 +38,7 @@ class ToDb(Stage):
             InputError: the subject is no linear backscatter.
         """
         units = spec.variables[spec.subject].attrs.get("units")
-        if spec.measurement not in ("sigma0", "gamma0") or units != "1":
+        if not is_linear_backscatter(spec, spec.subject):
             raise InputError(
                 f"{spec.scene_id}, to_db: {spec.subject} (units {units}) is no linear backscatter; expected sigma0 or "
                 "gamma0 of a radar"
@@ -47,6 +49,15 @@ class ToDb(Stage):
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """The cube of a block in dB."""
-        least = np.float32(10 ** (self.floor / 10))
-        decibels = 10 * np.log10(np.maximum(block.subject, least))  # NaN stays
-        return {f"{block.spec.subject}_db": np.maximum(decibels, np.float32(self.floor)).astype(np.float32)}
+        return {f"{block.spec.subject}_db": decibels(block.subject, self.floor)}
+
+
+def is_linear_backscatter(spec: SceneSpec, name: str) -> bool:
+    """Whether a cube of a scene is a radar's power."""
+    return spec.measurement in ("sigma0", "gamma0") and spec.variables[name].attrs.get("units") == "1"
+
+
+def decibels(power: Array, floor: float = FLOOR_DB) -> npt.NDArray[np.float32]:
+    """10 log10 of power, not below the floor, dB; NaN stays."""
+    found = 10 * np.log10(np.maximum(power, np.float32(10 ** (floor / 10))))
+    return np.asarray(np.maximum(found, np.float32(floor)), np.float32)

@@ -1,6 +1,7 @@
 """CROMA: counts and keys by their tables, distances by hand, and tokens beside attention head by head."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -254,9 +255,11 @@ class TestTokens:
                 expected = slow.summary(tokens, f"{streams[modality]}_GAP_FFN")
             x = stack * 4 - 2  # standardised: two deviations below the mean are the encoders' 0
             assert_same(network(x), expected)
-            assert_same(network.features(x)[0], tokens.transpose(1, 2).reshape(2, 32, 3, 4))
-            assert network.levels == (Level(32, 8),)
-            assert network.embedding_size == 32
+            blocks = {"radar": 2, "optical": 4, "joint": 2}[modality]
+            assert network.levels == (Level(32, 8),) * blocks
+            (last,) = network.features(x, [blocks - 1])
+            assert_same(last, tokens.transpose(1, 2).reshape(2, 32, 3, 4))
+            assert (network.embedding_size, network.channels, network.multiple) == (32, stack.shape[1], 8)
 
     @torch.inference_mode()
     def test_patches_that_do_not_count_are_as_if_they_were_not_there(self, small):
@@ -273,6 +276,28 @@ class TestTokens:
         assert_same(found.joint[:, kept], joint)
         stack = torch.cat([optical, radar], 1) * 4 - 2
         assert_same(network(stack, valid), joint.mean(1))
+
+    @torch.inference_mode()
+    def test_a_map_of_each_block(self, small):
+        """That of block k is the last of a network that ends there."""
+        network, (_, optical) = small("optical"), images()
+        assert network.default_levels() == [0, 1, 2, 3]
+        maps = network.features(optical, [0, 2, 3])
+        for block, found in zip((0, 2, 3), maps, strict=True):
+            shorter = deepcopy(network)
+            shorter.s2_encoder.transformer.layers = shorter.s2_encoder.transformer.layers[: block + 1]
+            assert_same(found, shorter.features(optical, [block])[0], 1e-6)
+        with pytest.raises(ModelError, match="ascending indices from 0 to 3"):
+            network.features(optical, [4])
+
+    @torch.inference_mode()
+    def test_scores_are_linear_in_the_embedding(self, small):
+        network, (radar, _) = small("radar", num_classes=3), images()
+        assert model_card("croma_base", modality="radar", num_classes=3).task == "classify"
+        scores, layer = network(radar), network.head
+        network.reset_head(0)
+        assert isinstance(network.head, torch.nn.Identity)
+        assert_same(scores, layer(network(radar)))
 
     @torch.inference_mode()
     def test_an_image_without_any_that_count_has_numbers(self, small):
@@ -413,7 +438,7 @@ class TestStage:
         x = (cube[order] - np.float32(card.mean)[:, None, None]) / np.float32(card.std)[:, None, None]
         assert embedded.embedding.shape == (32, 3, 4)
         with torch.inference_mode():
-            expected = network.features(torch.from_numpy(x[None]))[0][0].numpy()
+            expected = network.features(torch.from_numpy(x[None]), [3])[0][0].numpy()
         np.testing.assert_allclose(embedded.embedding.values, expected, atol=1e-4)
 
 
@@ -445,5 +470,5 @@ class TestRefusals:
         network = small(modality)
         with pytest.raises(ModelError, match=rf"takes \(N, {CHANNELS[modality]}, H, W\); found \(1, 3, 8, 8\)"):
             network(torch.zeros(1, 3, 8, 8))
-        with pytest.raises(ModelError, match="CROMA has one, 0"):
-            network.features(torch.zeros(1, CHANNELS[modality], 8, 8), [1])
+        with pytest.raises(ModelError, match="ascending indices from 0 to"):
+            network.features(torch.zeros(1, CHANNELS[modality], 8, 8), [4])
