@@ -18,6 +18,8 @@ from cubeloom.errors import ConfigError, StoreError
 from cubeloom.pipeline.chunks import digest, read_chunk
 from cubeloom.pipeline.store import COMMIT, read_commit
 
+from .ending import end_after_calls
+
 SCHEMES = {"s3": "objects", "icechunk+s3": "icechunk", "icechunk+file": "icechunk"}
 """The module that serves a URL, by its scheme."""
 
@@ -102,6 +104,7 @@ def module_of(parts: SplitResult) -> ModuleType:
     Raises:
         ConfigError: the extra that it needs is not installed.
     """
+    end_after_calls()
     try:
         return import_module(f".{SCHEMES[parts.scheme]}", __package__)
     except ModuleNotFoundError as error:
