@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ KEY_PATHS = ("net", "state_dict", "model")
 """Where checkpoints keep the network's weights beside an optimiser's state."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every key."""
+HARMLESS = (Namespace,)
+"""Types, beside tensors and plain values, of which a checkpoint may hold some: a program's arguments, here unused."""
 SHOWN = 3
 """Keys that a message names of each kind of mismatch."""
 
@@ -150,7 +153,7 @@ def _parse_torch(content: bytes, path: Path) -> Any:  # noqa: ANN401 - checked b
     import torch
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")  # a TorchScript archive is announced by a warning, then refused
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251 - this is it
     except Exception as error:
