@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cubeloom.models.network import Network
-from cubeloom.models.spectral_networks import SpectralNetwork
+from cubeloom.models.cards import Card
+from cubeloom.models.network import Backbone, Network
 
 from .pretrain_module import FollowingModule, follower
 from .pretrain_recipe import Dino, PretrainRecipe
@@ -45,11 +45,12 @@ class DinoModule(FollowingModule):
     Args:
         network: the student.
         recipe: how.
+        card: of the weights to come.
         method: the recipe's part on this.
     """
 
-    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Dino) -> None:
-        super().__init__(network, recipe, method)
+    def __init__(self, network: Backbone, recipe: PretrainRecipe, card: Card, method: Dino) -> None:
+        super().__init__(network, recipe, card, method)
         self.method = method
         self.head = DinoHead(self.width, method)
         self.teacher, self.teacher_head = follower(network), follower(self.head)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cubeloom.errors import ConfigError
+from cubeloom.models.cards import Card
 from cubeloom.models.spectral_networks import SpectralNetwork
 
 from .pretrain_module import PretrainModule
@@ -25,20 +26,22 @@ class MaeModule(PretrainModule):
     Args:
         network: the encoder, whose backbone is a vision transformer.
         recipe: how.
-        bands: of the cubes.
+        card: of the weights to come.
         method: the recipe's part on this.
 
     Raises:
         ConfigError: the backbone has no tokens, or is built for another size.
     """
 
-    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, bands: int, method: Mae) -> None:
-        super().__init__(network, recipe)
-        vit: Any = network.backbone
-        if not isinstance(network.backbone, VisionTransformer):
+    network: SpectralNetwork
+
+    def __init__(self, network: Any, recipe: PretrainRecipe, card: Card, method: Mae) -> None:  # noqa: ANN401
+        super().__init__(network, recipe, card)
+        if not isinstance(network, SpectralNetwork) or not isinstance(network.backbone, VisionTransformer):
             raise ConfigError(
                 f"method mae masks the tokens of a vision transformer; {recipe.model} has none: use moco or dino"
             )
+        vit: Any = network.backbone
         self.method, self.patch, width = method, network.multiple, method.decoder_width
         self.side = recipe.size // self.patch
         if vit.pos_embed.shape[1] != self.side**2 + 1:
@@ -52,7 +55,7 @@ class MaeModule(PretrainModule):
         self.decoder = nn.Sequential(
             *(Block(width, method.decoder_heads, qkv_bias=True) for _ in range(method.decoder_depth))
         )
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.patch**2 * bands))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.patch**2 * len(card.mean)))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -64,10 +67,7 @@ class MaeModule(PretrainModule):
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices of the tokens that are kept, and of those that are not, `(N, n)` each, ascending."""
-        total = self.side**2
-        order = torch.rand(count, total, device=device).argsort(1)
-        keep = max(int(total * (1 - self.method.mask_ratio)), 1)
-        return order[:, :keep].sort(1).values, order[:, keep:].sort(1).values
+        return draw_tokens(count, self.side**2, self.method.mask_ratio, device)
 
     def encode(self, x: Tensor, kept: Tensor) -> Tensor:
         """(N, D, H, W) and the tokens to see → the class token and theirs, (N, 1 + n, d)."""
@@ -93,6 +93,13 @@ class MaeModule(PretrainModule):
         whole = whole.scatter(1, kept[..., None].expand(-1, -1, seen.shape[2]), seen[:, 1:])
         y = self.decoder(torch.cat([seen[:, :1], whole], 1) + self.get_buffer("places"))
         return self.leave(taken(y[:, 1:], masked))  # type: ignore[no-any-return]
+
+
+def draw_tokens(count: int, total: int, mask_ratio: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices of the tokens that are kept, and of those that are not, `(count, n)` each, ascending."""
+    order = torch.rand(count, total, device=device).argsort(1)
+    keep = max(int(total * (1 - mask_ratio)), 1)
+    return order[:, :keep].sort(1).values, order[:, keep:].sort(1).values
 
 
 def taken(tokens: Tensor, index: Tensor) -> Tensor:

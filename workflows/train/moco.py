@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cubeloom.models.spectral_networks import SpectralNetwork
+from cubeloom.models.cards import Card
+from cubeloom.models.network import Backbone
 
 from .pretrain_module import FollowingModule, follower
 from .pretrain_recipe import Moco, PretrainRecipe
@@ -18,11 +19,12 @@ class MocoModule(FollowingModule):
     Args:
         network: the encoder.
         recipe: how.
+        card: of the weights to come.
         method: the recipe's part on this.
     """
 
-    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Moco) -> None:
-        super().__init__(network, recipe, method)
+    def __init__(self, network: Backbone, recipe: PretrainRecipe, card: Card, method: Moco) -> None:
+        super().__init__(network, recipe, card, method)
         self.method = method
         self.head = projection(self.width, method.hidden, method.outputs)
         self.slow, self.slow_head = follower(network), follower(self.head)

@@ -1,6 +1,6 @@
 """Pretrain a spectral backbone on images without labels, by a recipe."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,21 +11,30 @@ from torch import Tensor
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card
 from cubeloom.models.registry import create_model, model_card
-from cubeloom.models.spectral_networks import SpectralNetwork
 
 from .dino import DinoModule
 from .keeper import Say
 from .locations import load_locations
 from .loop import Batches, LoopReport, claim, finished_before, prepare, run_loop
 from .mae import MaeModule
+from .mae_3d import Mae3dModule
 from .moco import MocoModule
 from .named_card import named_card
 from .pretrain_module import PretrainModule
-from .pretrain_recipe import Dino, Mae, PretrainRecipe
+from .pretrain_recipe import Dino, Mae, Mae3d, Moco, PretrainRecipe
 from .views import Views
 
 _OF_ONE_SIZE = ("spectral_vit_", "spectral_timm")
 """Families, or beginnings of them, that are built for a size of image."""
+_OF_ANY_SIZE = "spectral_gpt_"
+"""Beginning of families that interpolate their positions, so that weights learn on with views of another size."""
+_MODULES: Mapping[type, Callable[[Any, PretrainRecipe, Card, Any], PretrainModule]] = {
+    Mae: MaeModule,
+    Moco: MocoModule,
+    Dino: DinoModule,
+    Mae3d: Mae3dModule,
+}
+"""Networks in training by the method's part of a recipe: of the network, the recipe, the card and that part."""
 
 
 def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> LoopReport:
@@ -51,7 +60,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> Lo
     module = _module(recipe, card)
     locations = load_locations(recipe.data, card, recipe.edge, paths.folder / "images")
     facts = {"places": len(locations), **({"note": recipe.about.note} if recipe.about.note else {})}
-    views = Views(locations, recipe, 1 if isinstance(recipe.method, Mae) else 2)
+    views = Views(locations, recipe, recipe.method.views)
     with _ahead(views, recipe.workers, recipe.steps) as batches:
         return run_loop(module, batches, recipe, paths, card, facts=facts, say=say)
 
@@ -59,15 +68,13 @@ def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> Lo
 def _module(recipe: PretrainRecipe, card: Card) -> PretrainModule:
     """The network in training, drawn by the seed."""
     network = create_model(recipe.model, recipe.weights, **_settings(recipe)).train()
-    assert isinstance(network, SpectralNetwork)  # for its card takes spectra
-    method = recipe.method
-    if isinstance(method, Mae):
-        return MaeModule(network, recipe, len(card.mean), method)
-    return DinoModule(network, recipe, method) if isinstance(method, Dino) else MocoModule(network, recipe, method)
+    return _MODULES[type(recipe.method)](network, recipe, card, recipe.method)
 
 
 def _settings(recipe: PretrainRecipe) -> dict[str, Any]:
     sized = {"image_size": recipe.size} if recipe.model.startswith(_OF_ONE_SIZE) else {}
+    if recipe.model.startswith(_OF_ANY_SIZE) and recipe.weights is None:
+        sized = {"image_size": recipe.size}
     return {**sized, **recipe.settings}
 
 

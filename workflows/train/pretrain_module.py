@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cubeloom.models.spectral_networks import SpectralNetwork
+from cubeloom.models.cards import Card
+from cubeloom.models.network import Backbone
 
 from .loop import LoopModule
 from .pretrain_recipe import Dino, Moco, PretrainRecipe
@@ -29,13 +30,15 @@ class PretrainModule(LoopModule):
     Args:
         network: the encoder.
         recipe: how.
+        card: of the weights to come.
     """
 
-    network: SpectralNetwork
+    network: Backbone
     recipe: PretrainRecipe
 
-    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe) -> None:
+    def __init__(self, network: Backbone, recipe: PretrainRecipe, card: Card) -> None:
         super().__init__(network, recipe)
+        self.card = card
 
     def optimiser(self) -> torch.optim.Optimizer:
         """As the recipe has it."""
@@ -53,11 +56,12 @@ class FollowingModule(PretrainModule):
     Args:
         network: the encoder.
         recipe: how.
+        card: of the weights to come.
         method: the recipe's part on this.
     """
 
-    def __init__(self, network: SpectralNetwork, recipe: PretrainRecipe, method: Moco | Dino) -> None:
-        super().__init__(network, recipe)
+    def __init__(self, network: Backbone, recipe: PretrainRecipe, card: Card, method: Moco | Dino) -> None:
+        super().__init__(network, recipe, card)
         self.of_map = method.embedding == "map"
 
     @property
@@ -65,7 +69,7 @@ class FollowingModule(PretrainModule):
         """Length of what is compared, before the head."""
         return self.network.levels[-1].channels if self.of_map else self.network.embedding_size
 
-    def embed(self, network: SpectralNetwork, x: Tensor) -> Tensor:
+    def embed(self, network: Backbone, x: Tensor) -> Tensor:
         """What is compared of a network, before the head: (N, D, H, W) → (N, `width`)."""
         if not self.of_map:
             embedding: Tensor = network(x)

@@ -20,26 +20,41 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Mae(_Part):
-    """Masked autoencoding (He et al., CVPR 2022): learn to fill in what was taken away. For vision transformers.
+class _Decoder(_Part):
+    """What ways to fill in what was taken away have in common.
 
     Attributes:
         mask_ratio: share of the tokens that are taken away.
         decoder_width: of the decoder's tokens.
         decoder_depth: its blocks.
         decoder_heads: of its attention.
+    """
+
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    decoder_width: Annotated[int, Field(ge=16, multiple_of=4)] = 512
+    decoder_depth: Count = 1
+    decoder_heads: Count = 16
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_width {self.decoder_width} is no multiple of decoder_heads {self.decoder_heads}")
+        return self
+
+
+class Mae(_Decoder):
+    """Masked autoencoding (He et al., CVPR 2022): learn to fill in what was taken away. For vision transformers.
+
+    Attributes:
         adapter: which pixels the spectral adapter sees: of the `whole` image, as the authors have it, or the `visible`
             ones alone, which takes a tenth of the time. Its features of a pixel are the same; while training, the
             statistics of its normalisations are then those of the visible pixels.
     """
 
     name: Literal["mae"] = "mae"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    decoder_width: Annotated[int, Field(ge=16, multiple_of=4)] = 512
-    decoder_depth: Count = 1
-    decoder_heads: Count = 16
     adapter: Literal["whole", "visible"] = "whole"
 
+    views: ClassVar[int] = 1
     loop: ClassVar[dict[str, Any]] = {
         "steps": 324_000,
         "learning_rate": 1e-4,
@@ -49,12 +64,6 @@ class Mae(_Part):
         "crop": (0.4, 1.0),
     }
     """Defaults of the recipe's other fields: 200 epochs of 415,153 locations."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.decoder_width % self.decoder_heads:
-            raise ValueError(f"decoder_width {self.decoder_width} is no multiple of decoder_heads {self.decoder_heads}")
-        return self
 
 
 class Moco(_Part):
@@ -78,6 +87,7 @@ class Moco(_Part):
     outputs: Count = 128
     embedding: Embedding = "network"
 
+    views: ClassVar[int] = 2
     loop: ClassVar[dict[str, Any]] = {
         "steps": 162_000,
         "learning_rate": 0.03,
@@ -120,6 +130,7 @@ class Dino(_Part):
     freeze_last: Fraction = 0.01
     embedding: Embedding = "network"
 
+    views: ClassVar[int] = 2
     loop: ClassVar[dict[str, Any]] = {
         "steps": 162_000,
         "learning_rate": 1e-3,
@@ -132,8 +143,29 @@ class Dino(_Part):
     """Of the recipe's other fields: 100 epochs, the first 20 to warm up."""
 
 
-Method = Annotated[Mae | Moco | Dino, Field(discriminator="name")]
-METHODS: dict[str, type[Mae | Moco | Dino]] = {"mae": Mae, "moco": Moco, "dino": Dino}
+class Mae3d(_Decoder):
+    """Masked autoencoding of cubes of some bands and some pixels, as SpectralGPT (Hong et al. 2024) learns.
+
+    Foretold are the values of the masked tokens and, at every place, their sums over the groups of bands.
+    """
+
+    name: Literal["mae_3d"] = "mae_3d"
+    decoder_depth: Count = 4
+
+    views: ClassVar[int] = 1
+    loop: ClassVar[dict[str, Any]] = {
+        "learning_rate": 2e-4,
+        "weight_decay": 0.05,
+        "warmup": 0.1,
+        "schedule": "cosine",
+        "crop": (0.2, 1.0),
+        "blur": 0.0,
+    }
+    """Of the recipe's other fields: the learning rate is the authors' for batches of 256, theirs are of 4096."""
+
+
+Method = Annotated[Mae | Moco | Dino | Mae3d, Field(discriminator="name")]
+METHODS: dict[str, type[Mae | Moco | Dino | Mae3d]] = {"mae": Mae, "moco": Moco, "dino": Dino, "mae_3d": Mae3d}
 
 
 class SimulatedDates(_Part):
@@ -214,8 +246,8 @@ class PretrainRecipe(StartPart):
     """How to pretrain a spectral backbone; the fields of the loop are those of `LoopPart`.
 
     Attributes:
-        method: `mae`, `moco` or `dino`, or one with its settings, such as `{name: mae, mask_ratio: 0.75}`. Defaults of
-            the fields below and of the loop's depend on it, see `loop` of each.
+        method: `mae`, `moco`, `dino` or `mae_3d`, or one with its settings, such as `{name: mae, mask_ratio: 0.75}`.
+            Defaults of the fields below and of the loop's depend on it, see `loop` of each.
         model: family of the backbone.
         settings: arguments of the family.
         weights: start from these instead of random ones.
