@@ -18,7 +18,7 @@ from torch.nn import functional
 from cubeloom.errors import ModelError
 
 from .cards import InputBands
-from .croma_layers import PATCH, Encoder, Transformer, alibi
+from .croma_layers import HEADS, PATCH, Encoder, Transformer, alibi
 from .network import Backbone, Level
 from .packed_linear import PackedLinear, pack
 from .registry import register_model
@@ -152,10 +152,9 @@ class Croma(Backbone):
         """Whether images are scaled by the statistics of their batch."""
         return self.statistics == "batch"
 
-    @property
-    def pairwise(self) -> bool:
-        """The bias of attention is of pairs of patches."""
-        return True
+    def pair_bytes(self, height: int, width: int) -> int:
+        """Of the bias, and of its copy that hides patches, float32."""
+        return 2 * 4 * HEADS * ((height // PATCH) * (width // PATCH)) ** 2
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """The embedding of each image: of the sensor whose encoder there is, or of both; or its scores.

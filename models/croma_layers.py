@@ -148,5 +148,8 @@ def alibi(rows: int, cols: int, device: torch.device | None = None, dtype: torch
     with torch.inference_mode(False), torch.no_grad():  # the cached one also serves trainings
         row, col = (torch.arange(size, dtype=torch.float64, device=device) for size in (rows, cols))
         across = (row[:, None] - row).square()[:, None, :, None] + (col[:, None] - col).square()[None, :, None, :]
-        slopes = 2 ** (-(torch.arange(HEADS, dtype=torch.float64, device=device) + 1) / 2)
-        return (-slopes[:, None, None] * across.sqrt().reshape(rows * cols, rows * cols)).to(dtype)[None]
+        distance = across.sqrt().reshape(rows * cols, rows * cols)
+        bias = torch.empty(1, HEADS, rows * cols, rows * cols, dtype=dtype, device=device)
+        for head in range(HEADS):  # one by one, so that no more than one is there in float64
+            torch.mul(distance, -(2 ** (-(head + 1) / 2)), out=bias[0, head])
+        return bias

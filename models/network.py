@@ -30,10 +30,9 @@ class Network(nn.Module):
         """Whether what it gives for an image depends on what else is in the batch, in eval mode too."""
         return False
 
-    @property
-    def pairwise(self) -> bool:
-        """Whether it holds a number for each pair of places, so that memory grows by the square of their number."""
-        return False
+    def pair_bytes(self, height: int, width: int) -> int:
+        """Bytes that it holds at its peak for pairs of places of an image, whose number is a square; px."""
+        return 0
 
     def for_inference(self) -> nn.Module:
         """A module in eval mode with the same `forward`, equal to 1e-5, as fast as the network knows how.

@@ -99,10 +99,9 @@ class SpectralSegmenter(Network):
         """Whether the backbone's features are."""
         return self.encoder.of_batch
 
-    @property
-    def pairwise(self) -> bool:
-        """Whether the backbone does."""
-        return self.encoder.pairwise
+    def pair_bytes(self, height: int, width: int) -> int:
+        """Those of the backbone."""
+        return self.encoder.pair_bytes(height, width)
 
 
 def _uper_head(encoder: Backbone, indices: list[int], num_classes: int, width: int) -> UPerHead:

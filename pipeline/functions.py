@@ -93,20 +93,20 @@ def fuse(scene: xr.Dataset, radar: xr.Dataset, **parameters: Any) -> xr.Dataset:
     return _lifted("fuse", scene, parameters, radar)
 
 
-def classify(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+def classify(scene: xr.Dataset, /, *radar: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Classify every valid pixel: adds `classes`, `probability`, `confidence` and `entropy`.
 
-    Parameters: see `Classify`.
+    A network of two sensors takes a radar scene too. Parameters: see `Classify`.
     """
-    return _lifted("classify", scene, parameters)
+    return _lifted("classify", scene, parameters, *radar)
 
 
-def embed(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
+def embed(scene: xr.Dataset, /, *radar: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401
     """Describe a scene by the features of a backbone: a Scene with `embedding(feature, y, x)` on a coarser grid.
 
-    Parameters: see `Embed`.
+    A network of two sensors takes a radar scene too. Parameters: see `Embed`.
     """
-    return _lifted("embed", scene, parameters)
+    return _lifted("embed", scene, parameters, *radar)
 
 
 def indices(scene: xr.Dataset, **parameters: Any) -> xr.Dataset:  # noqa: ANN401

@@ -86,7 +86,7 @@ class Dense(torch.nn.Module):
     def __init__(self, network: Any) -> None:  # noqa: ANN401 - any with `features` and `levels`
         super().__init__()
         self.network = network
-        self.of_batch, self.pairwise = network.of_batch, network.pairwise
+        self.of_batch, self.pair_bytes = network.of_batch, network.pair_bytes
         self.is_told = "valid" in inspect.signature(network.features).parameters
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -255,39 +255,20 @@ def _compute_on_one_thread() -> None:
         _THREAD.set = True
 
 
-def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: int, pixels: int = 0) -> float:
+@cache
+def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: int) -> float:
     """Bytes that a network holds at its peak for every pixel `(y, x)` of a sample, measured on a small one.
 
     Args:
         handle: the network.
         leading: sizes of a sample's axes before y and x, such as its bands.
         multiple: height and width of a sample are multiples of this.
-        pixels: of the sample, for networks that compare all places with each other: of these two small ones are
-            measured.
     """
-    constant, growing = _activations(handle, leading, multiple)
-    return constant + growing * pixels
-
-
-@cache
-def _activations(handle: ModelHandle, leading: tuple[int, ...], multiple: int) -> tuple[float, float]:
-    """Bytes for a pixel, and how many more for each pixel that the sample has."""
     side = -(-_PROBE // multiple) * multiple
     network = handle.load("cpu")
-    small = _peak_bytes(network, (1, *leading, side, side)) / side**2
-    if not network.pairwise:
-        return small, 0.0
-    large = _peak_bytes(network, (1, *leading, 2 * side, 2 * side)) / (2 * side) ** 2
-    growing = max((large - small) / (3 * side**2), 0.0)
-    return small - growing * side**2, growing
-
-
-def _peak_bytes(network: torch.nn.Module, shape: tuple[int, ...]) -> float:
-    told = "valid" in inspect.signature(network.forward).parameters
     with torch.inference_mode(), _LiveBytes() as live:
-        counted = {"valid": torch.ones(shape[0], *shape[-2:], dtype=torch.bool)} if told else {}
-        network(torch.zeros(shape), **counted)
-    return float(live.peak)
+        network(torch.zeros(1, *leading, side, side))
+    return float(live.peak / side**2)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, misc, unused-ignore]

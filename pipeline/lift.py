@@ -220,9 +220,9 @@ def _lazy_blocks(
     for core in _windows(before):
         window = core.expand(halo, before.shape)
         inputs = lazy.over(window)
-        if tiles is not None:
-            inputs[""][PREDICTION] = tiles.blended(window)
-        made = delayed(_apply, pure=False)(stage, before, window, core, inputs, stats, factor, tuple(names))
+        # An argument of its own: Dask confuses the values of nested dicts that hold both arrays and Delayeds.
+        blended = None if tiles is None else tiles.blended(window)
+        made = delayed(_apply, pure=False)(stage, before, window, core, inputs, blended, stats, factor, tuple(names))
         pieces = {}
         for name in names:
             leading = after.sizes(name)[:-2]
@@ -282,9 +282,13 @@ def _apply(
     window: Window,
     core: Window,
     layers: Layers,
+    blended: FloatImages | None,
     stats: Stats,
     factor: Fraction,
     names: Sequence[str],
 ) -> dict[str, Array]:
-    made = stage.apply(_block(spec, window, core, layers), stats)
+    block = _block(spec, window, core, layers)
+    if blended is not None:
+        block = replace(block, arrays={**block.arrays, PREDICTION: blended})
+    made = stage.apply(block, stats)
     return {name: core.scaled(factor).crop(made[name], window.scaled(factor)) for name in names}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, lcm
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from .tasks import require_task, require_weights
 from .to_db import decibels, is_linear_backscatter
 
 if TYPE_CHECKING:
+    from cubeloom.models.network import Network
     from cubeloom.pipeline.inference import ModelHandle, Precision
 
 FloatImages = npt.NDArray[np.float32]
@@ -228,10 +229,11 @@ class TileNetwork(ABC):
         tiling = self.tiling(spec)
         rows, cols = Lattice.of(spec.shape, tiling).shape
         depth = self.card.bands or 0
-        activations = activation_bytes(self.handle, (depth,), tiling.multiple, rows * cols)
+        activations = activation_bytes(self.handle, (depth,), tiling.multiple)
         samples = 4 * depth * (2 * tiling.at_once + 2)
         results = 4 * (tiling.at_once + 2) * tiling.channels / self.stride**2
-        return int(rows * cols * (activations + samples + results))
+        pairs: int = cast("Network", self.handle.load("cpu")).pair_bytes(rows, cols)
+        return int(rows * cols * (activations + samples + results)) + pairs
 
     def infer(self, tiles: Sequence[Block], threads: int) -> Inferred:
         """What the network makes of a group of tiles: images to be blended.
