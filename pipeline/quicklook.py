@@ -5,8 +5,9 @@ two pictures differs in the data. Pixels without a value are transparent.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ TRUE_COLOUR = (660.0, 560.0, 480.0)
 """Wavelengths, nm, shown as red, green and blue."""
 SWIR = (2200.0, 1650.0, 850.0)
 """Clay and carbonate, leaf water and soil, vegetation; nm."""
+
+_SPECTRAL = {"truecolour": TRUE_COLOUR, "swir": SWIR}
+_DARKEST = 1e-5
+"""Backscatter, -50 dB, below which nothing is told apart."""
 
 REACH = 60.0
 """How far, nm, a band may lie from the wavelength it stands for."""
@@ -136,7 +141,7 @@ def class_map(scene: xr.Dataset) -> Image:
 
 
 def write_guide_quicklooks(scene: xr.Dataset, name: str, folder: Path) -> dict[str, Path]:
-    """Write the composites of a guide among the pictures of the Scene that it goes with, as `truecolour_<name>`."""
+    """Write the composites of a guide among the pictures of its Scene, with `_<name>` behind their names."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {f"{kind}_{name}": image for kind, image in _composites(scene).items()}
     return {key: write_png(image, folder / f"{key}.png") for key, image in pictures.items()}
@@ -150,9 +155,9 @@ def write_quicklooks(scene: xr.Dataset, folder: Path) -> dict[str, Path]:
         folder: where the PNGs go; made if it is not there.
 
     Returns:
-        Paths by name: `truecolour`, `swir` (as far as the bands allow), the same with `_<subject>` for a subject other
-        than the measurement, `classes`, `classes_legend` (the same with its legend), `classes_entropy` (how sure they
-        are, with its scale), `index_<NAME>` of every spectral index, and `thumbnail`.
+        Paths by name: `truecolour`, `swir` (as far as the bands allow; of a radar `polarisations`), the same with
+        `_<subject>` for a subject other than the measurement, `classes`, `classes_legend` (the same with its legend),
+        `classes_entropy` (how sure they are, with its scale), `index_<NAME>` of every spectral index, and `thumbnail`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _composites(scene)
@@ -192,22 +197,37 @@ def write_png(image: Image, path: Path, longest_side: int = LONGEST_SIDE) -> Pat
 def _composites(scene: xr.Dataset) -> dict[str, Image]:
     measurement, subject = scene.attrs["measurement"], scene.attrs["subject"]
     clear = _clear(scene)
-    kinds = {"truecolour": TRUE_COLOUR, "swir": SWIR}
-    shown = {name: wanted for name, wanted in kinds.items() if can_show(scene, wanted)}
-    if not shown:
-        bands = spec_of(scene).bands
-        middle = float(bands.wavelength[bands.good][bands.good.sum() // 2]) if bands.good.any() else 0.0
-        shown = {"grey": (middle,) * 3}
     pictures = {}
-    for name, wanted in shown.items():
-        pixels = channels(scene, wanted, measurement)
+    for name, channels_of in _kinds(scene).items():
+        pixels = channels_of(measurement)
         limits = stretch_limits(pixels, clear)
         pictures[name] = render(pixels, limits)
         if subject != measurement and scene[subject].dims == scene[measurement].dims:
-            pixels = channels(scene, wanted, subject)
+            pixels = channels_of(subject)
             alike = scene[subject].attrs.get("units") == scene[measurement].attrs.get("units")
             pictures[f"{name}_{subject}"] = render(pixels, limits if alike else stretch_limits(pixels, clear))
     return pictures
+
+
+def _kinds(scene: xr.Dataset) -> dict[str, Callable[[str], npt.NDArray[np.float32]]]:
+    """What of a cube is shown as red, green and blue: by kind of picture, a function of the cube's name."""
+    wanted = {name: lengths for name, lengths in _SPECTRAL.items() if can_show(scene, lengths)}
+    bands = spec_of(scene).bands
+    pair = [at for names in (("vv", "hh"), ("vh", "hv")) for at in np.flatnonzero(np.isin(bands.detector, names))[:1]]
+    if not wanted and len(pair) == 2:
+        return {"polarisations": partial(_polarisations, scene, pair)}
+    if not wanted:
+        middle = float(bands.wavelength[bands.good][bands.good.sum() // 2]) if bands.good.any() else 0.0
+        wanted = {"grey": (middle,) * 3}
+    return {name: partial(channels, scene, lengths) for name, lengths in wanted.items()}
+
+
+def _polarisations(scene: xr.Dataset, pair: Sequence[int], cube: str) -> npt.NDArray[np.float32]:
+    """Like and cross polarisation of a radar, and the ratio of the two, in decibels, `(3, y, x)`."""
+    power = np.asarray(scene[cube].isel(band=list(pair)).values, np.float32)
+    if scene[cube].attrs.get("units") != "dB":
+        power = 10 * np.log10(np.maximum(power, np.float32(_DARKEST)))
+    return np.stack([power[0], power[1], power[0] - power[1]])
 
 
 def _composite(scene: xr.Dataset, wanted: Sequence[float], cube: str | None, limits: Limits | None) -> Image:

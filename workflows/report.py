@@ -30,7 +30,12 @@ DETAILED = 40
 _PICTURE_SIDE = {True: 560, False: 200}
 _THUMBNAIL_SIDE = 72
 _PHASE_COLOURS = ("#1d5f74", "#7fa7b3", "#c4845a", "#dcb99f", "#8f9a7a", "#c9cdbf", "#b9b2a4")
-_CAPTIONS = {"truecolour": "true colour", "swir": "shortwave infrared", "grey": "one band"}
+_CAPTIONS = {
+    "truecolour": "true colour",
+    "swir": "shortwave infrared",
+    "polarisations": "two polarisations and their ratio",
+    "grey": "one band",
+}
 
 
 @dataclass(frozen=True, eq=False)

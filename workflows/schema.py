@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cubeloom.catalogs.items import CatalogItem
 from cubeloom.errors import ConfigError
 from cubeloom.pipeline.scene import SceneSpec
-from cubeloom.pipeline.stages import Stage, explain
+from cubeloom.pipeline.stages import Pair, Stage, explain
 from cubeloom.pipeline.stages.base import Step, stage_of
 from cubeloom.untrusted import load_yaml, read_yaml
 
@@ -72,10 +72,12 @@ class Workflow(BaseModel):
                 )
 
     def of_its_sensors(self, items: Sequence[CatalogItem]) -> list[CatalogItem]:
-        """The items of a catalog of several sensors that the workflow takes; all where a step needs a second sensor."""
-        if any(stage.guides for stage in self.stages()):
+        """The items of a catalog of several sensors that the workflow takes, for scenes or for their guides."""
+        pairs = [stage for stage in self.stages() if isinstance(stage, Pair)]
+        if not all(pair.sensors for pair in pairs):
             return list(items)
-        return [item for item in items if self._is_of_its_sensors(item)]
+        guides = [sensor for pair in pairs for sensor in pair.sensors]
+        return [item for item in items if self._is_of_its_sensors(item, guides)]
 
     def require_item(self, item: CatalogItem) -> None:
         """The same of a catalog's item, as far as it tells; a scene of another kind need not be opened for it.
@@ -91,9 +93,10 @@ class Workflow(BaseModel):
                 f"{item.properties['platform']}"
             )
 
-    def _is_of_its_sensors(self, item: CatalogItem) -> bool:
+    def _is_of_its_sensors(self, item: CatalogItem, others: Sequence[str] = ()) -> bool:
         told = str(item.properties.get("platform") or "").lower()
-        return not (self.sensors and told) or of_sensors(told, [sensor.lower() for sensor in self.sensors])
+        taken = [sensor.lower() for sensor in (*self.sensors, *others)]
+        return not (self.sensors and told) or of_sensors(told, taken)
 
     def digest(self) -> str:
         """Hex digest of what the workflow does to a scene.

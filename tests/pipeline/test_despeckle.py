@@ -204,5 +204,5 @@ def test_a_picture_in_decibels_has_limits_of_its_own(tmp_path):
     clean = np.where(np.arange(60) < 30, 0.01, 0.2) * np.ones((2, 60, 1))
     scene = cubeloom.to_db(cubeloom.despeckle(backscatter(speckled(clean), looks=float(LOOKS))))
     written = write_quicklooks(scene, tmp_path)
-    shown = np.asarray(Image.open(written["grey_despeckled_db"]).convert("L"), float)
+    shown = np.asarray(Image.open(written["polarisations_despeckled_db"]).convert("L"), float)
     assert shown[:, 35:].mean() - shown[:, :25].mean() > 60

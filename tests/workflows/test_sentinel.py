@@ -10,16 +10,26 @@ import numpy as np
 import pytest
 import rasterio
 
+import cubeloom
 from cubeloom.catalogs import read_catalog, validate_catalog
 from cubeloom.catalogs.access import Access
 from cubeloom.catalogs.documents import write_json_atomic
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline.readers import open_scene, open_source
+from cubeloom.pipeline.simulate import SimulatedProduct
 from cubeloom.pipeline.simulate.geometry import utm_zone
 from cubeloom.pipeline.simulate.places import simulate_places
 from cubeloom.workflows.cli_options import open_settings, reader_options
+from cubeloom.workflows.run import run
 from cubeloom.workflows.scan import scan
 from cubeloom.workflows.schema import load_workflow
+from cubeloom.workflows.summary import report_run
+from cubeloom.workflows.train import load_recipe
+from cubeloom.workflows.train.classifier import train_classifier
+from cubeloom.workflows.train.labels_recipe import LabelledScene, Split
+from cubeloom.workflows.train.recipe import EstimatorChoice
+from cubeloom.workflows.train.samples import after_steps
+from cubeloom.workflows.train.truth import write_sentinel_recipe
 
 BANDS = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 
@@ -199,6 +209,97 @@ def searched(item, folder: Path) -> dict:
     kept = {key: document[key] for key in ("type", "stac_version", "id", "geometry", "bbox")}
     return {**kept, "stac_extensions": [], "properties": properties, "assets": assets, "links": [],
             "collection": "sentinel-2-l2a"}  # fmt: skip
+
+
+class TestLandcover:
+    """Sentinel-1 and Sentinel-2 together: from a catalog of three sensors to a map of classes."""
+
+    @pytest.fixture(scope="class")
+    def model(self, sky, tmp_path_factory) -> Path:
+        """A small ensemble by the recipe that `cubeloom simulate` writes, of the place that it will map."""
+        products = ([SimulatedProduct(path, path.with_name(f"{path.stem}-TRUTH"), path.stem)]
+                    for path in (sky.products["sentinel2"], sky.products["sentinel1"]))  # fmt: skip
+        recipe = load_recipe(write_sentinel_recipe(*products, sky.folder / "train_s1s2.yaml"))
+        params = {"rotation": "combinations", "forests": 2, "trees": 3}
+        chequered = Split(method="tiles", block_px=1, buffer_px=0)
+        quick = {"estimator": EstimatorChoice(type="rotated_forests", params=params), "split": chequered}
+        out = tmp_path_factory.mktemp("model") / "s1s2.skops"
+        return train_classifier(recipe.model_copy(update=quick), out).path
+
+    @pytest.fixture(scope="class")
+    def mapped(self, sky, model, tmp_path_factory):
+        settings = [f"classify.model={model}"]
+        chosen = load_workflow("s1s2_landcover", settings)
+        return run(chosen, chosen.of_its_sensors(read_catalog(sky.catalog)), tmp_path_factory.mktemp("mapped"))
+
+    def test_both_sensors_are_in_the_product_and_its_report(self, sky, mapped):
+        [done] = mapped.scenes
+        assert (done.state, done.item.id) == ("published", sky.products["sentinel2"].stem)
+        scene, radar = open_scene(done.product), open_scene(done.product, group="radar")
+        assert scene.attrs["subject"] == "fused"
+        assert radar.attrs["scene_id"] == sky.products["sentinel1"].stem
+        assert radar.attrs["measurement"] == "despeckled_db"
+        assert radar.odc.geobox == scene.odc.geobox
+        assert np.nanmax(radar.despeckled_db.values) < 10, "decibels"
+        page = report_run(mapped).read_text()
+        for told in ("class map", "polarisations and their ratio, radar", sky.products["sentinel1"].stem, "built-up"):
+            assert told in page
+        item = json.loads((mapped.out / "scenes" / done.item.id / "s1s2_landcover.json").read_text())
+        sources = {link["title"] for link in item["links"] if link["rel"] == "derived_from"}
+        assert sources == {sky.products["sentinel1"].stem, sky.products["sentinel2"].stem}
+
+    def test_the_map_is_of_the_ground(self, sky, mapped):
+        """Of the place that it was learnt on, so that a few trees do; elsewhere it takes more."""
+        scene = open_scene(mapped.scenes[0].product)
+        with rasterio.open(next(sky.folder.glob("S2*-TRUTH/CLASSES.TIF"))) as labels:
+            truth = labels.read(1)
+        known = (scene.classes.values > 0) & (truth > 0)
+        assert known.mean() > 0.5
+        assert (scene.classes.values == truth)[known].mean() > 0.8
+        np.testing.assert_allclose(scene.probability.values[:, known].sum(axis=0), 1, atol=0.02)
+        assert scene.probability.shape[0] == len(scene.classes.attrs["class_names"])
+        assert (scene.confidence.values[known] >= 0).all()
+
+    def test_the_guide_is_the_radar_scene_after_its_steps(self, sky, mapped):
+        """Despeckled on its own grid, and only then brought onto the other."""
+        scene = cubeloom.open_scene(mapped.scenes[0].product)
+        radar = cubeloom.to_db(cubeloom.despeckle(open_scene(sky.products["sentinel1"])))
+        by_hand = cubeloom.pair(scene, radar, guide="radar", coregister="off").compute()
+        made = open_scene(mapped.scenes[0].product, group="radar")
+        np.testing.assert_array_equal(made.despeckled_db.values, by_hand.despeckled_db.values)
+        steps = cubeloom.pair(
+            scene, open_scene(sky.products["sentinel1"]), steps=["despeckle", "to_db"], coregister="off"
+        )
+        np.testing.assert_array_equal(made.despeckled_db.values, steps.despeckled_db.values)
+
+    def test_without_a_model_the_fused_scene_alone_is_made(self, sky):
+        chosen = load_workflow("s1s2_landcover")
+        assert [stage.name for stage in chosen.stages() if stage.skipped] == ["classify"]
+        taken = chosen.of_its_sensors(read_catalog(sky.catalog))
+        assert {item.collection for item in taken} == {"sentinel-2-l2a", "sentinel-1-grd"}
+
+    @pytest.mark.parametrize(
+        ("steps", "message"),
+        [
+            ("[texture]", "texture: needs the whole scene"),
+            ("[despekle]", "did you mean 'despeckle'"),
+            ("[{despeckle: {windw: 3}}]", r"step 1 of the guide \(despeckle\)"),
+        ],
+    )
+    def test_steps_that_a_guide_cannot_take_are_refused(self, sky, steps, message):
+        scene, radar = (open_source(sky.products[sensor]) for sensor in ("sentinel2", "sentinel1"))
+
+        def asked():
+            pair = load_workflow("s1s2_landcover", [f"pair.steps={steps}"]).stages()[1]
+            return pair.regridded(radar, scene.spec)
+
+        with pytest.raises((ConfigError, InputError), match=message):
+            asked()
+
+    def test_a_recipe_must_name_its_guides(self, sky, tmp_path):
+        labelled = LabelledScene(scene=sky.products["sentinel2"], labels=tmp_path / "x.tif")
+        with pytest.raises(ConfigError, match=r"guides: \{radar: PRODUCT\}"):
+            after_steps(labelled, load_workflow("s1s2_landcover").stages()[:2])
 
 
 class TestOptions:
