@@ -60,6 +60,9 @@ _STANDS_OUT = np.float32(1.5)
 RIDGE = 1e-2
 """Prior of the fits: see `Subspace.project`. That of the scene would take rare materials for chance."""
 
+_IN_CACHE = 512
+"""Pixels whose bands are put in order together, so that they stay in a core's cache."""
+
 _PATTERNS = 256
 """Patterns of missing bands that the growth of noise is averaged over."""
 
@@ -329,10 +332,12 @@ def _noise_and_limit(histograms: IntArray, spread: float, floor: float) -> tuple
         spread: range that outliers come from.
         floor: least noise.
     """
-    counts, centres = histograms.astype(np.float64), bin_centres()
+    folded = _folded(histograms)
+    used = folded.any(axis=0)
+    counts, centres = folded[:, used].astype(np.float64), bin_centres()[used]
     total = np.maximum(counts.sum(axis=1), 1)
     least = max(floor, spread * 1e-6)
-    noise = np.maximum(1.4826 * quantiles(_folded(histograms), 0.5), least)
+    noise = np.maximum(1.4826 * quantiles(folded, 0.5), least)
     noise = np.where(np.isfinite(noise), noise, least)
     share = np.full(len(counts), _FIRST_SHARE)
     for _ in range(_EM_STEPS):
@@ -357,15 +362,23 @@ def _folded(histograms: IntArray) -> IntArray:
 
 def median_of_neighbours(spectra: FloatSpectra, seen: BoolArray) -> FloatSpectra:
     """Median of the three bands on either side of each, of those that are seen; NaN where none is."""
-    padded = np.pad(np.where(seen, spectra, np.float32(np.inf)), ((3, 3), (0, 0)), constant_values=np.inf)
+    medians = np.empty(spectra.shape, np.float32)
+    for start in range(0, spectra.shape[1], _IN_CACHE):
+        part = slice(start, start + _IN_CACHE)
+        medians[:, part] = _median_of_six(np.where(seen[:, part], spectra[:, part], np.float32(np.inf)))
+    return medians
+
+
+def _median_of_six(spectra: FloatSpectra) -> FloatSpectra:
+    """The same of a few spectra, infinite where they are not seen."""
+    padded = np.pad(spectra, ((3, 3), (0, 0)), constant_values=np.inf)
     rows = [padded[start : start + len(spectra)] for start in (0, 1, 2, 4, 5, 6)]
     for low, high in _SORT_OF_SIX:
         rows[low], rows[high] = np.minimum(rows[low], rows[high]), np.maximum(rows[low], rows[high])
-    count = sum(np.isfinite(row).astype(np.int8) for row in rows)
-    ordered = np.stack(rows)
-    lower, upper = (
-        np.take_along_axis(ordered, np.maximum(at, 0)[None].astype(np.intp), axis=0)[0]
-        for at in ((count - 1) // 2, count // 2)
-    )
-    middle = lower * np.float32(0.5) + upper * np.float32(0.5)
-    return np.where(count > 0, middle, np.float32(np.nan))
+    first, second, third, fourth = rows[:4]
+    seen = [row < np.inf for row in rows]
+    lower = np.where(seen[4], third, np.where(seen[2], second, first))
+    upper = np.where(seen[5], fourth, np.where(seen[3], third, np.where(seen[1], second, first)))
+    middle: FloatSpectra = lower * np.float32(0.5) + upper * np.float32(0.5)
+    middle[~seen[0]] = np.nan
+    return middle

@@ -103,14 +103,15 @@ class Subspace:
         steps = np.rint(self.basis / _BASIS_STEP) * _BASIS_STEP
         upper, lower = np.triu_indices(size)
         pairs = steps[:, upper] * steps[:, lower]
+        places = np.empty((size, size), np.intp)
+        places[upper, lower] = places[lower, upper] = np.arange(upper.size)
         own = 1 / np.maximum(self.variance - 1, 1e-3)
         half = 2 * np.count_nonzero(observed, axis=0) >= len(observed)
         solved = np.empty_like(products)
         for start in range(0, products.shape[1], _SOLVED_AT_ONCE):
             part = slice(start, start + _SOLVED_AT_ONCE)
             sums = observed[:, part].T.astype(np.float64) @ pairs
-            matrices = np.empty((len(sums), size, size))
-            matrices[:, upper, lower] = matrices[:, lower, upper] = sums
+            matrices = sums.take(places, axis=1)
             prior = own if ridge is None else np.where(half[part, None], ridge, own)
             matrices[:, np.arange(size), np.arange(size)] += prior
             solved[:, part] = np.linalg.solve(matrices, products[:, part].T[..., None])[..., 0].T
