@@ -102,11 +102,6 @@ class SpectralGpt(Backbone):
         return layer
 
     @property
-    def backbone(self) -> "SpectralGpt":
-        """What holds the blocks: this network, for nothing stands before them."""
-        return self
-
-    @property
     def levels(self) -> tuple[Level, ...]:
         """One feature map for each block."""
         channels = self.width * (self.groups if self.joined == "concat" else 1)

@@ -7,17 +7,19 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 
 import cubeloom
-from cubeloom.errors import ModelError
+from cubeloom.errors import ConfigError, ModelError
 from cubeloom.models.network import Level
 from cubeloom.models.registry import create_model, list_models, model_card, save_model
 from cubeloom.models.spectral_gpt import SpectralGpt
 from cubeloom.models.spectral_gpt_decoder import SpectralGptDecoder, multi_target_loss
 from cubeloom.models.spectral_gpt_layers import patches
 from cubeloom.pipeline.lift import lift
+from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.stages.embed import Embed
 from cubeloom.pipeline.stages.mask import Mask
 from cubeloom.workflows.train import train
@@ -453,3 +455,83 @@ class TestTraining:
         card = model_card(whole)
         assert (card.settings, card.task, card.tile) == ({"image_size": PX}, "embed", PX)
         assert "decoder_embed.weight" not in ours
+
+    @pytest.fixture
+    def tuning(self, small, sentinel2, tmp_path):
+        """Writes a recipe that tells the two kinds of squares apart, from weights of a backbone."""
+        card = model_card("spectral_gpt_base", image_size=PX, patch_size=4)
+        save_model(small(patch_size=4), tmp_path / "gpt.safetensors", card)
+        for name, seed in (("train", 1), ("other", 2)):
+            scene, classes = sentinel2(seed)
+            cubeloom.write_scene(scene, tmp_path / f"{name}.zarr")
+            grid, labels = spec_of(scene).grid, (classes + 1).astype(np.uint8)
+            profile = {"driver": "GTiff", "height": 32, "width": 32, "count": 1, "dtype": "uint8"}
+            with rasterio.open(
+                tmp_path / f"{name}.tif", "w", **profile, crs=str(grid.crs), transform=grid.affine
+            ) as raster:
+                raster.write(labels, 1)
+
+        def source(name):
+            return {"scene": str(tmp_path / f"{name}.zarr"), "labels": str(tmp_path / f"{name}.tif")}
+
+        def write(**changes):
+            scenes = {
+                "train": [source("train")],
+                "validation": [source("other")],
+                "validation_split": {"block_px": 16, "test_fraction": 0.3, "buffer_px": 0},
+                "split": {"block_px": 8, "test_fraction": 0.1, "buffer_px": 0},
+                "classes": {1: {"name": "one"}, 2: {"name": "other"}},
+            }
+            recipe = {
+                "kind": "tune",
+                "backbone": "spectral_gpt_base",
+                "weights": str(tmp_path / "gpt.safetensors"),
+                "head": "conv",
+                "tune": "full",
+                "scenes": scenes,
+                "tile_px": PX,
+                "batch": 4,
+                "steps": 60,
+                "learning_rate": 3e-3,
+                "validate_every": 20,
+                "log_every": 1,
+                "threads": 1,
+            }
+            path = tmp_path / "tune.yaml"
+            path.write_text(yaml.safe_dump({**recipe, **changes}))
+            return path
+
+        return write
+
+    def test_a_head_for_pixels_is_tuned_and_classifies_a_scene(self, tuning, sentinel2, tmp_path):
+        out = tmp_path / "spectral_segmenter.tiny.safetensors"
+        assert train(tuning(), out).step == 60
+        found = self.losses(out)
+        assert np.mean(found[-3:]) < 0.5 * np.mean(found[:3])
+        card = model_card(out)
+        assert (card.family, card.bands, card.tile, card.settings["backbone"]) == (
+            "spectral_segmenter",
+            12,
+            PX,
+            "spectral_gpt_base",
+        )
+        scene, classes = sentinel2(3)
+        mapped = cubeloom.classify(cubeloom.mask(scene), model=str(out)).classes.values
+        assert (mapped == classes + 1).mean() > 0.9
+
+    def test_low_rank_additions_go_onto_queries_keys_and_values(self, tuning, tmp_path):
+        assert train(tuning(tune="lora", lora={"rank": 2}, steps=1), tmp_path / "lora.safetensors").step == 1
+        network = create_model("spectral_segmenter", tmp_path / "lora.safetensors").state_dict()
+        before = create_model("spectral_gpt_base", tmp_path / "gpt.safetensors").state_dict()
+        changed = {key for key, value in before.items() if not torch.equal(network[f"encoder.{key}"], value)}
+        kinds = ("q", "k", "v", "proj")
+        assert changed == {f"blocks.{number}.attn.{kind}.weight" for number in range(SMALL[1]) for kind in kinds}
+
+    def test_there_is_no_spectral_adapter_to_tune(self, tuning, tmp_path):
+        with pytest.raises(ConfigError, match="no spectral adapter to tune; choose tune frozen, first_n, full or lora"):
+            train(tuning(tune="adapter"), tmp_path / "adapter.safetensors")
+
+    def test_an_untrained_backbone_sees_the_bands_of_its_card(self, tuning, tmp_path):
+        recipe = tuning(weights=None, settings={"image_size": PX}, tune="first_n", first=1, steps=1)
+        train(recipe, tmp_path / "new.safetensors")
+        assert model_card(tmp_path / "new.safetensors").input_bands == model_card("spectral_gpt_base").input_bands

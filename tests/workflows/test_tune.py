@@ -460,7 +460,7 @@ class TestRecipes:
             load_recipe(write(scenes=scenes))
 
     def test_a_network_that_is_no_backbone_is_refused(self, write, tmp_path):
-        with pytest.raises(ConfigError, match="no spectral backbone"):
+        with pytest.raises(ConfigError, match="freenet is no backbone"):
             train(write(backbone="freenet", settings={"in_channels": 79}), tmp_path / "x.safetensors")
 
     def test_the_recipe_of_the_library_is_one(self):

@@ -20,6 +20,9 @@ except ModuleNotFoundError as error:
         f"low-rank adapters need the extra: pip install 'cubeloom[train]' ({error.name} is missing)"
     ) from None
 
+_LAYERS = {"qkv": ("qkv", "q", "k", "v"), "proj": ("proj",)}
+"""Names of layers by what a recipe calls them: queries, keys and values may be of one layer or of three."""
+
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -31,7 +34,8 @@ def add_lora(network: nn.Module, part: LoraPart) -> None:
     Raises:
         ConfigError: the network has no such layer.
     """
-    names = rf".*\.attn\.({'|'.join(part.targets)})"
+    layers = [layer for target in part.targets for layer in _LAYERS[target]]
+    names = rf".*\.attn\.({'|'.join(layers)})"
     config = LoraConfig(r=part.rank, lora_alpha=part.alpha, lora_dropout=part.dropout, target_modules=names)
     try:
         inject_adapter_in_model(config, network)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card, card_path, read_card
-from cubeloom.models.network import Network
+from cubeloom.models.network import Backbone, Network
 from cubeloom.models.registry import create_model, model_card, save_model
 from cubeloom.models.spectral_tasks import BLENDED
 
@@ -80,13 +80,13 @@ def choose_learning(network: Network, recipe: TuneRecipe) -> None:
     if recipe.tune == "lora":
         from .lora import add_lora
 
-        add_lora(encoder.backbone, recipe.lora)
+        add_lora(_trunk(encoder), recipe.lora)
     for part in (*head_parts(network), *_tuned_parts(encoder, recipe)):
         part.requires_grad_(True)
 
 
-def encoder_of(network: nn.Module) -> Any:  # noqa: ANN401 - a SpectralNetwork
-    """The backbone behind its spectral adapter: part of the network, or the network."""
+def encoder_of(network: nn.Module) -> Any:  # noqa: ANN401 - a Backbone
+    """The backbone, with what stands before it: part of the network, or the network."""
     return getattr(network, "encoder", network)
 
 
@@ -94,18 +94,31 @@ def head_parts(network: nn.Module) -> list[nn.Module]:
     """What stands behind the backbone."""
     encoder = getattr(network, "encoder", None)
     if encoder is None:
-        return [encoder_of(network).backbone.get_classifier()]
+        return [encoder_of(network).head]
     return [part for part in network.children() if part is not encoder]
 
 
-def _tuned_parts(encoder: Any, recipe: TuneRecipe) -> Iterator[nn.Module]:  # noqa: ANN401 - a SpectralNetwork
+def _trunk(encoder: Any) -> nn.Module:  # noqa: ANN401 - a Backbone
+    """What holds the blocks of a backbone: it may stand behind a spectral adapter."""
+    trunk: nn.Module = getattr(encoder, "backbone", encoder)
+    return trunk
+
+
+def _tuned_parts(encoder: Any, recipe: TuneRecipe) -> Iterator[nn.Module]:  # noqa: ANN401 - a Backbone
     """What of a backbone learns, low-rank adapters apart."""
+    adapter = getattr(encoder, "spectral_adapter", None)
     if recipe.tune == "full":
         yield encoder
-    if recipe.tune in ("adapter", "first_n") or (recipe.tune == "lora" and recipe.lora.adapter):
-        yield encoder.spectral_adapter
+    if adapter is not None and recipe.tune == "first_n":
+        yield adapter
+    if recipe.tune == "adapter" or (recipe.tune == "lora" and recipe.lora.adapter):
+        if adapter is None:
+            raise ConfigError(
+                f"{recipe.backbone} has no spectral adapter to tune; choose tune frozen, first_n, full or lora"
+            )
+        yield adapter
     if recipe.tune == "first_n":
-        stages = _stages(encoder.backbone)
+        stages = _stages(_trunk(encoder))
         if recipe.first > len(stages):
             raise ConfigError(f"first is {recipe.first}; {recipe.backbone} has {len(stages)} stages or blocks")
         yield from stages[: recipe.first]
@@ -187,11 +200,9 @@ def _facts(recipe: TuneRecipe, data: TuneData, module: TuneModule) -> dict[str, 
 def build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]:
     """The network of the task with the backbone's weights in it, and the card of what it will be."""
     base = model_card(recipe.backbone, recipe.weights, **recipe.settings)
-    encoder = cast(Any, create_model(recipe.backbone, recipe.weights, **recipe.settings))
-    if not hasattr(encoder, "spectral_adapter"):
-        raise ConfigError(
-            f"backbone {recipe.backbone}: {base.family} is no spectral backbone, such as spectral_vit_nano"
-        )
+    encoder = create_model(recipe.backbone, recipe.weights, **recipe.settings)
+    if not isinstance(encoder, Backbone):
+        raise ConfigError(f"backbone {recipe.backbone}: {base.family} is no backbone, such as spectral_vit_nano")
     count = len(data.names)
     settings: dict[str, Any] = {key: value for key, value in base.settings.items() if key != "num_classes"}
     encoder.reset_head(0)

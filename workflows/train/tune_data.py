@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import Card, CardClass, InputBands
+from cubeloom.models.network import Backbone
+from cubeloom.models.registry import create_model
 from cubeloom.workflows.schema import Workflow
 
 from .labelled import LabelledImage, read_images
@@ -78,12 +81,22 @@ def is_trained(recipe: TuneRecipe) -> bool:
 
 
 def channels_of(recipe: TuneRecipe, base: Card, images: Sequence[LabelledImage]) -> Mapping[str, Any]:
-    """Fields of a card that say what the network sees: what a trained backbone was trained on, else what images have.
+    """Fields of a card that say what the network sees: of a trained backbone, or one of certain bands, its own card's.
+
+    Else what the images have.
 
     Raises:
         InputError: the first image is of another quantity than a trained backbone takes.
     """
-    return _of_backbone(base, images[0]) if is_trained(recipe) else _of_images(images)
+    known = is_trained(recipe) or (base.input_bands is not None and _takes_certain_bands(recipe))
+    return _of_backbone(base, images[0]) if known else _of_images(images)
+
+
+def _takes_certain_bands(recipe: TuneRecipe) -> bool:
+    """Whether a backbone takes one number of bands alone."""
+    with torch.device("meta"):
+        network = create_model(recipe.backbone, **recipe.settings)
+    return isinstance(network, Backbone) and network.channels is not None
 
 
 def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
