@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cubeloom.errors import InputError
 from cubeloom.pipeline.encoding import Array
 from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import QUALITY_FLAGS
@@ -95,10 +96,17 @@ class QualityFiles:
         return files | ({"MSK_CLOUDS": self.clouds.file} if self.clouds is not None else {})
 
     def flags(self, window: Window, shape: Shape) -> Array:
-        """The `quality` flags of a window, uint32 `(y, x)`; background is told where SCL is there."""
+        """The `quality` flags of a window, uint32 `(y, x)`; background is told where SCL is there.
+
+        Raises:
+            InputError: a file is damaged, or is none of classes.
+        """
         flags = np.zeros(window.shape, np.uint32)
         if self.scene_classes is not None:
-            flags |= SCL_LOOKUP[self.scene_classes.read(window, shape)[0]]
+            classes = self.scene_classes.read(window, shape)[0]
+            if classes.dtype != np.uint8:
+                raise InputError(f"{self.scene_classes.file}: holds {classes.dtype} as SCL; expected classes as uint8")
+            flags |= SCL_LOOKUP[classes]
         if self.cloud_classes is not None:
             _add(flags, CLASSI_FLAGS, self.cloud_classes.read(window, shape, tuple(CLASSI_FLAGS)))
         if self.clouds is not None:

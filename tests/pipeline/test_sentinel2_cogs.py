@@ -1,6 +1,7 @@
 """Sentinel-2 as assets of STAC items in the shapes of the providers."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,10 @@ def test_numbers_of_another_type_are_refused(tmp_path):
     write(tmp_path / "B03.tif", numbers("B03", 10, 0).astype(np.int16), 10)
     with pytest.raises(InputError, match="expected one of uint16"):
         open_scene(path)
+
+
+def test_bands_in_place_of_classes_are_refused(tmp_path):
+    path = publish(tmp_path, "planetary", 0, **{"s2:processing_baseline": "02.14"})
+    shutil.copy(tmp_path / "B05.tif", tmp_path / "SCL.tif")
+    with pytest.raises(InputError, match=r"SCL.tif: holds uint16 as SCL"):
+        open_scene(path).quality.load()
