@@ -1,7 +1,7 @@
 """Commands on models: which there are, their training, and how they compare."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,9 +82,42 @@ def evaluate_denoise(
 ) -> None:
     """Add noise to clean CUBEs, denoise them by every method and measure what comes out."""
     from .console import print_json, say
-    from .evaluate import evaluate_files
+    from .evaluate.denoise_files import evaluate_denoise_files
 
-    found, written = evaluate_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
+    found, written = evaluate_denoise_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
+    say("\n".join(str(path) for path in written))
+    if as_json:
+        print_json(found.to_json())
+    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)
+
+
+@evaluate.command("superres")
+def evaluate_superres(
+    scenes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCENE...", help="Products, stores or rasters, with #guide=PATH, or simulated:LANDSCAPE."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, table.md and figure.png.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of bicubic, lanczos, network:NAME[@WEIGHTS], gsa, cnmf, hysure, with +KEY=VALUE. [default: all]"
+        ),
+    ] = None,
+    protocols: Annotated[str, typer.Option(help="full, reduced (Wald's protocol), or both.")] = "full,reduced",
+    scale: Annotated[int, typer.Option(help="How many times finer.")] = 3,
+    mtf: Annotated[float, typer.Option(help="Modulation transfer of the scenes' sensors at Nyquist.")] = 0.3,
+    crop: Annotated[int, typer.Option(help="Longest side of the middle that is taken of a scene, px.", min=16)] = 256,
+    as_json: Json = False,
+) -> None:
+    """Refine SCENEs by every method, and measure the products against truth, guide and what was measured."""
+    from .console import print_json, say
+    from .evaluate.superres_files import evaluate_superres_files
+
+    options: dict[str, Any] = {"methods": methods, "protocols": protocols, "scale": scale, "mtf": mtf, "crop": crop}
+    found, written = evaluate_superres_files(scenes, out, **options, tell=say)
     say("\n".join(str(path) for path in written))
     if as_json:
         print_json(found.to_json())

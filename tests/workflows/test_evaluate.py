@@ -15,11 +15,12 @@ import cubeloom
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline import metrics
 from cubeloom.pipeline.simulate.noise import PROTOCOL, add_noise
-from cubeloom.workflows.evaluate import evaluate_denoise, parse_methods, parse_noises, read_cube, write_evaluation
-from cubeloom.workflows.evaluate.cubes import digest
-from cubeloom.workflows.evaluate.denoise import noisy_input
+from cubeloom.workflows.evaluate.cubes import digest, read_cube
+from cubeloom.workflows.evaluate.denoise import evaluate_denoise, noisy_input, parse_noises
+from cubeloom.workflows.evaluate.denoise_files import write_evaluation
+from cubeloom.workflows.evaluate.denoise_methods import parse_methods
+from cubeloom.workflows.evaluate.denoise_tables import markdown
 from cubeloom.workflows.evaluate.hymixde import hymixde
-from cubeloom.workflows.evaluate.tables import markdown
 
 
 def landscape(bands=24, height=40, width=48, seed=0):

@@ -1,7 +1,6 @@
 """The methods that an evaluation of classification compares: one protocol, found by name."""
 
 import importlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cubeloom.errors import ConfigError, CubeloomError
+from cubeloom.errors import ConfigError
 from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.pipeline.stages import explain
 from cubeloom.workflows.train.labelled import LabelledImage
+
+from .methods import digest_of, label, listed, network_of
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -85,21 +86,12 @@ class Column:
     @property
     def label(self) -> str:
         """The name for tables and figures, in which files stand without their folders."""
-        return re.sub(r"(?<=[@=:])[^@=+]*/", "", self.name)
+        return label(self.name)
 
     def describe(self) -> dict[str, Any]:
         """What there is to say of it, for JSON; for published weights with their digest where they load."""
         options = self.method.model_dump(mode="json")
-        described = {"name": self.name, "what": self.method.what, "options": options}
-        if "model" not in options:
-            return described
-        from cubeloom.models.registry import model_card
-
-        try:
-            card = model_card(options["model"], options["weights"])
-        except CubeloomError:  # its scores say why
-            return described
-        return {**described, "sha256": card.sha256}
+        return {"name": self.name, "what": self.method.what, "options": options, **digest_of(options)}
 
 
 def parse_columns(text: str) -> list[Column]:
@@ -108,12 +100,7 @@ def parse_columns(text: str) -> list[Column]:
     Raises:
         ConfigError: an unknown method or option, a wrong value, a method that comes twice, or none.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--methods: {twice[0]!r} comes twice")
-    if not names:
-        raise ConfigError(f"--methods names no method; expected some of {', '.join(METHODS)}")
-    return [Column(name, _method(name)) for name in names]
+    return [Column(name, _method(name)) for name in listed(text, METHODS)]
 
 
 def _method(name: str) -> ClassMethod:
@@ -124,9 +111,7 @@ def _method(name: str) -> ClassMethod:
             f"--methods: {kind!r} is not known{did_you_mean(kind, METHODS)}; expected some of {', '.join(METHODS)}"
         )
     options = dict(_option(text) for text in texts)
-    if model:
-        model, _, weights = model.partition("@")
-        options |= {"model": model} | ({"weights": weights} if weights else {})
+    options |= network_of(model)
     made: type[ClassMethod] = importlib.import_module(f".{METHODS[kind]}", __package__).METHODS[kind]
     try:
         return made(**cast("dict[str, Any]", options))

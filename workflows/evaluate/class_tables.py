@@ -7,7 +7,7 @@ from cubeloom.workflows.train.labelled import LabelledImage
 
 from .class_splits import SplitGroup
 from .classify import CONVENTIONS, ClassEvaluation, Mean
-from .tables import table
+from .tables import closing, table
 
 _SUMMARY = (
     ("overall_accuracy", "OA", "%"),
@@ -33,9 +33,8 @@ def class_markdown(found: ClassEvaluation) -> str:
             parts += [_summary(found, image, split), f"F1 of every class, percent; {split.label}"]
             parts += [_by_class(found, image, split)]
     parts += ["## Images", _images(found), "## Methods", _methods(found)]
-    parts += ["## Conventions", "\n".join(f"- {name}: {text}" for name, text in CONVENTIONS.items())]
-    failed = [f"- {s.method} on {s.image}, {s.split}, {s.run}: {s.error}" for s in found.scores if s.error]
-    parts += ["## Failed", "\n".join(failed)] if failed else []
+    failed = [f"{s.method} on {s.image}, {s.split}, {s.run}: {s.error}" for s in found.scores if s.error]
+    parts += closing(CONVENTIONS, failed)
     return "\n\n".join(parts) + "\n"
 
 

@@ -16,6 +16,7 @@ from .class_metrics import class_metrics, confusion_of
 from .class_splits import Division, SplitGroup, divide
 from .cubes import digest
 from .environment import environment, measured
+from .scores import selected
 
 METRICS = ("overall_accuracy", "average_accuracy", "kappa", "macro_f1", "macro_iou", "micro_iou")
 COSTS = ("fit_seconds", "map_seconds", "cpu_seconds", "peak_mib")
@@ -116,8 +117,7 @@ class ClassEvaluation:
 
     def of(self, image: str, split: str, method: str) -> list[Score]:
         """The scores of all runs."""
-        wanted = (image, split, method)
-        return [score for score in self.scores if (score.image, score.split, score.method) == wanted]
+        return selected(self.scores, image=image, split=split, method=method)
 
     def mean(self, metric: str, image: str, split: str, method: str) -> Mean | None:
         """Of a metric over the runs, the largest of `peak_mib`; None where one of them failed or has none."""

@@ -1,7 +1,7 @@
 """Clean cubes to evaluate on: products, stores, GeoTIFFs and MATLAB files, each cropped and scaled to [0, 1]."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +120,7 @@ def read_cube(source: str, largest: int, taken: list[str] | None = None) -> Clea
         InputError: nothing there that can be read, or no values that differ.
         ConfigError: an option that does not fit.
     """
-    path, options = _parse(source)
+    path, options = parse_source(source)
     span = _span(path, options)
     if path.suffix.lower() == ".mat":
         read = read_mat(path, options)
@@ -133,11 +133,11 @@ def read_cube(source: str, largest: int, taken: list[str] | None = None) -> Clea
     kept = kept[np.argsort(wavelength[kept], kind="stable")]
     if kept.size < len(cube):
         said.append(f"{len(cube) - kept.size} bands left out as not good")
-    window = _centre(cube.shape[1:], largest)
+    window = centre(cube.shape[1:], largest)
     rows, cols = (slice(start, start + size) for start, size in zip(window[:2], window[2:], strict=True))
     scaled, valid, limits = _scaled(path, np.asarray(cube[kept, rows, cols], np.float64))
     return CleanCube(
-        name=_name(path, taken or []),
+        name=cube_name(path, taken or []),
         source=source,
         cube=scaled,
         valid=valid,
@@ -149,21 +149,32 @@ def read_cube(source: str, largest: int, taken: list[str] | None = None) -> Clea
     )
 
 
-def _parse(source: str) -> tuple[Path, dict[str, str]]:
-    """Path and options of `PATH#key=value,key=value`."""
-    if Path(source).exists() or "#" not in source:
-        text, tail = source, ""
-    else:
-        text, _, tail = source.rpartition("#")
+def parse_source(source: str) -> tuple[Path, dict[str, str]]:
+    """Path and options of `PATH#key=value,key=value`.
+
+    Raises:
+        InputError: there is no such path.
+        ConfigError: an option without a value.
+    """
+    if Path(source).exists():
+        return Path(source), {}
+    text, options = split_options(source)
     if not Path(text).exists():
         raise InputError(f"{text}: no such file or folder")
+    return Path(text), options
+
+
+def split_options(source: str) -> tuple[str, dict[str, str]]:
+    """What stands before the last `#`, and the options behind it."""
+    text, mark, tail = source.rpartition("#")
+    text, tail = (text, tail) if mark else (source, "")
     options = {}
     for part in filter(None, tail.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not value:
             raise ConfigError(f"{source}: option {part!r} after '#'; expected NAME=VALUE, such as key=cube,bands=last")
         options[name.strip()] = value.strip()
-    return Path(text), options
+    return text, options
 
 
 def _span(path: Path, options: dict[str, str]) -> tuple[float, float] | None:
@@ -226,7 +237,8 @@ def _wavelengths(
     return found, []
 
 
-def _centre(shape: tuple[int, ...], largest: int) -> tuple[int, int, int, int]:
+def centre(shape: tuple[int, ...], largest: int) -> tuple[int, int, int, int]:
+    """First row and column, height and width of the middle of an image, no side longer than `largest`."""
     height, width = (min(size, largest) for size in shape)
     return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width
 
@@ -251,7 +263,8 @@ def _widths(wavelength: FloatArray) -> FloatArray:
     return np.maximum(np.abs(np.gradient(wavelength)), 1.0)
 
 
-def _name(path: Path, taken: list[str]) -> str:
+def cube_name(path: Path, taken: Sequence[str]) -> str:
+    """The path's last part to its first dot; numbered where it is taken."""
     stem = path.name.split(".")[0] or path.name
     name, count = stem, 1
     while name in taken:

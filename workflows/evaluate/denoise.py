@@ -1,6 +1,5 @@
 """Denoisers side by side: clean cubes, noise by protocol with fixed seeds, the field's metrics."""
 
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +13,9 @@ from cubeloom.pipeline import metrics
 from cubeloom.pipeline.simulate.noise import NOISES, PROTOCOL, add_noise
 
 from .cubes import CleanCube, digest
-from .environment import environment
-from .methods import Method
+from .denoise_methods import Method
+from .environment import environment, measured
+from .scores import mean, selected
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -91,12 +91,8 @@ class Evaluation:
 
     def mean(self, metric: str, method: str, noise: str | None = None, cube: str | None = None) -> float | None:
         """Mean of a metric over the scores that fit; None where one of them failed."""
-        values = [
-            getattr(score, metric)
-            for score in self.scores
-            if score.method == method and noise in (None, score.noise) and cube in (None, score.cube)
-        ]
-        return None if None in values or not values else float(np.mean(values))
+        wanted = selected(self.scores, method=method, noise=noise, cube=cube)
+        return mean(getattr(score, metric) for score in wanted)
 
     def means(self) -> list[dict[str, Any]]:
         """Means over the cubes for every noise and method; then, as noise `mean`, over the kinds of noise as well."""
@@ -198,15 +194,14 @@ def _scores(
     clean: CleanCube, noise: str, noisy: Float32Array, methods: Sequence[Method]
 ) -> Iterator[tuple[Score, Float32Array | None]]:
     for method in methods:
-        start = time.perf_counter(), time.process_time()
         try:
-            made = method.run(clean, noisy.copy())
+            with measured() as cost:
+                made = method.run(clean, noisy.copy())
         except CubeloomError as error:
             yield Score(clean.name, noise, method.name, error=str(error)), None
             continue
-        seconds, cpu_seconds = time.perf_counter() - start[0], time.process_time() - start[1]
         made = np.clip(made, 0, 1) if method.clamped else made
-        score = Score(clean.name, noise, method.name, seconds=seconds, cpu_seconds=cpu_seconds)
+        score = Score(clean.name, noise, method.name, seconds=cost.seconds, cpu_seconds=cost.cpu_seconds)
         yield replace(score, **measure(clean, made)), made
 
 

@@ -1,101 +1,48 @@
-"""The methods an evaluation compares, each run as its users run it: through `cubeloom.denoise` on a Scene."""
+"""What methods of every evaluation have in common: how they are listed and shown, and what is said of their weights."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from cubeloom.errors import ConfigError, CubeloomError
 
-from .cubes import CleanCube
-from .hymixde import hymixde
 
-Float32Array = npt.NDArray[np.float32]
+def listed(text: str, known: Collection[str]) -> list[str]:
+    """Names of methods from `one,two`.
 
-
-OUTLIERS = "+outliers"
-"""At the end of a method's name: tell outliers from noise."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One column of the tables.
-
-    Attributes:
-        name: as the user wrote it.
-        what: in words.
-        run: denoised cube of a noisy one, both `(band, y, x)`.
-        clamped: whether the result is clamped to [0, 1], as the protocol does with what a denoiser gives.
-        parameters: those of the `denoise` stage; empty where it is not that stage.
-    """
-
-    name: str
-    what: str
-    run: Callable[[CleanCube, Float32Array], Float32Array]
-    clamped: bool = True
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The name for tables and figures, in which a file of weights stands without its folder."""
-        start, at, weights = self.name.partition("@")
-        return f"{start}{at}{weights.rpartition('/')[2]}"
-
-    def describe(self) -> dict[str, Any]:
-        """What there is to say of it, for JSON; for a network with the digest of its weights where they load."""
-        described = {"name": self.name, "what": self.what, "parameters": self.parameters}
-        if "model" not in self.parameters:
-            return described
-        from cubeloom.models.registry import model_card
-
-        try:
-            card = model_card(self.parameters["model"], self.parameters.get("weights"))
-        except CubeloomError:  # its scores say why
-            return described
-        return {**described, "sha256": card.sha256}
-
-
-def parse_methods(text: str) -> list[Method]:
-    """Methods from `noisy,subspace,hymixde,network:NAME[@WEIGHTS]`, the stage's also as `subspace+outliers`.
+    Args:
+        text: as the user wrote it.
+        known: names to propose where there is none.
 
     Raises:
-        ConfigError: an unknown method, one without its model, one that comes twice, or none.
+        ConfigError: one comes twice, or there is none.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--methods: {twice[0]!r} comes twice")
     if not names:
-        raise ConfigError("--methods names no method; expected a list such as noisy,subspace,hymixde")
-    return [_method(name) for name in names]
+        raise ConfigError(f"--methods names no method; expected some of {', '.join(known)}")
+    return names
 
 
-def _method(name: str) -> Method:
-    if name == "noisy":
-        return Method(name, "the noisy input, not clamped", lambda _, noisy: noisy, clamped=False)
-    if name == "hymixde":
-        return Method(name, "mixed-noise baseline after L1HyMixDe", lambda clean, noisy: hymixde(noisy, clean.valid))
-    start = name.removesuffix(OUTLIERS)
-    extra = {"outliers": True} if start != name else {}
-    what = ", outliers left out" if extra else ""
-    if start == "subspace":
-        return _stage(name, f"the denoise stage, subspace and wavelets{what}", {"method": "subspace", **extra})
-    kind, _, model = start.partition(":")
-    model, _, weights = model.partition("@")
-    if kind != "network" or not model:
-        raise ConfigError(
-            f"--methods: {name!r}; expected noisy, subspace, hymixde or network:NAME[@WEIGHTS], subspace and network "
-            f"perhaps with {OUTLIERS} at the end"
-        )
-    parameters = {"method": "network", "model": model, **extra} | ({"weights": weights} if weights else {})
-    return _stage(name, f"the denoise stage, network {model}{what}", parameters)
+def label(name: str) -> str:
+    """A method's name for tables and figures, in which files stand without their folders."""
+    return re.sub(r"(?<=[@=:])[^@=+]*/", "", name)
 
 
-def _stage(name: str, what: str, parameters: dict[str, Any]) -> Method:
-    def run(clean: CleanCube, noisy: Float32Array) -> Float32Array:
-        from cubeloom.pipeline.functions import denoise
+def network_of(text: str) -> dict[str, str]:
+    """The parameters `model` and `weights` of `MODEL[@WEIGHTS]`; none where there is no text."""
+    model, _, weights = text.partition("@")
+    return ({"model": model} if model else {}) | ({"weights": weights} if weights else {})
 
-        return np.asarray(denoise(clean.scene(noisy), **parameters)["denoised"].values)
 
-    return Method(name, what, run, parameters=parameters)
+def digest_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """`sha256` of the weights that parameters name by `model` and `weights`; nothing where they name none."""
+    if "model" not in parameters:
+        return {}
+    from cubeloom.models.registry import model_card
+
+    try:
+        return {"sha256": model_card(parameters["model"], parameters.get("weights")).sha256}
+    except CubeloomError:  # its scores say why
+        return {}

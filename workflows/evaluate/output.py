@@ -5,16 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .denoise import Evaluation
-from .figure import write_figure
-from .tables import markdown
-
 Written = tuple[Path, Path, Path]
-
-
-def write_evaluation(found: Evaluation, out: Path) -> Written:
-    """Write `results.json`, `table.md` and `figure.png` into the folder `out`; those of an earlier one are replaced."""
-    return write_pages(out, found.to_json(), markdown(found), lambda path: write_figure(found, path))
 
 
 def write_pages(out: Path, results: Mapping[str, Any], page: str, draw: Callable[[Path], None]) -> Written:
