@@ -26,8 +26,8 @@ from .registry import register_model
 Modality = Literal["joint", "optical", "radar"]
 Statistics = Literal["dataset", "batch"]
 
-SIZES = {"base": (768, 12), "large": (1024, 24)}
-"""Width, and depth of the optical encoder; the two others are half as deep."""
+SIZES = {"nano": (128, 4), "base": (768, 12), "large": (1024, 24)}
+"""Width, and depth of the optical encoder; the two others are half as deep. The nano is not the authors'."""
 TILE = 120
 """Side of the images that the authors trained with, px."""
 CHANNELS = {"joint": 14, "optical": 12, "radar": 2}
@@ -169,7 +169,7 @@ class Croma(Backbone):
         Raises:
             ModelError: x, or `valid`, is of another shape.
         """
-        found = self.encode(*self._images(x), valid)
+        found = self.encode(*self.images(x), valid)
         tokens = {"joint": found.joint, "optical": found.optical, "radar": found.radar}[self.modality]
         y = token_mean(_there(tokens), None if valid is None else _patches_with(valid))
         if self.modality != "joint":
@@ -232,15 +232,19 @@ class Croma(Backbone):
 
     def _stream(self, x: Tensor, valid: Tensor | None) -> Iterator[Tensor]:
         """Tokens after each of those blocks."""
-        radar, optical = self._images(x)
+        radar, optical = self.images(x)
         bias = self._bias(radar, optical, valid)
         if radar is not None and optical is not None:
             return self.joint_encoder.blocks(self.s1_encoder(radar, bias), bias, self.s2_encoder(optical, bias))
         embedded = self.s2_encoder.embedded(_there(optical)) if radar is None else self.s1_encoder.embedded(radar)
         return self._last.blocks(embedded, bias)
 
-    def _images(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Radar and optical part of the input, scaled."""
+    def images(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Radar and optical part of the input, scaled to 0-1, as `encode` takes them.
+
+        Raises:
+            ModelError: x is of another shape.
+        """
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ModelError(
                 f"CROMA for modality {self.modality!r} takes (N, {self.channels}, H, W); found {tuple(x.shape)}; give "
@@ -371,6 +375,14 @@ def _card_fields(modality: Modality = "joint", num_classes: int = 0, **_: object
         return common | of_optical | {"sensor": "Sentinel-2", "mean": S2_MEAN, "std": S2_STD}
     both: dict[str, Any] = {"sensor": "Sentinel-2 and Sentinel-1", "mean": S2_MEAN + S1_MEAN, "std": S2_STD + S1_STD}
     return common | of_radar | of_optical | both
+
+
+@register_model("croma_nano", defaults=_card_fields, key_map=official_keys, tolerated=TOLERATED)
+def croma_nano(
+    modality: Modality = "joint", statistics: Statistics = "dataset", eight_bit: bool = False, num_classes: int = 0
+) -> Croma:
+    """CROMA of width 128, to try things out with; arguments as of `Croma`."""
+    return Croma("nano", modality, statistics, eight_bit, num_classes)
 
 
 @register_model("croma_base", defaults=_card_fields, key_map=official_keys, tolerated=TOLERATED)

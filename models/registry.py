@@ -25,6 +25,7 @@ SHIPPED = Path(__file__).parent / "weights"
 _HOMES = {
     "croma_base": "croma",
     "croma_large": "croma",
+    "croma_nano": "croma",
     "essaformer_x2": "essaformer",
     "essaformer_x3": "essaformer",
     "essaformer_x4": "essaformer",
@@ -33,6 +34,8 @@ _HOMES = {
     "hsdt_m": "hsdt",
     "hsdt_l": "hsdt",
     "freenet": "freenet",
+    "located": "location",
+    "spectral_change": "spectral_tasks",
     "spectral_gpt_base": "spectral_gpt",
     "spectral_gpt_huge": "spectral_gpt",
     "spectral_gpt_large": "spectral_gpt",

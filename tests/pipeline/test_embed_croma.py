@@ -208,7 +208,7 @@ def test_what_a_network_of_both_cannot_take_is_told(small, squares, tmp_path: Pa
     optical, radar = squares
     stage = Embed(model=small("joint").model)
     source = SceneSource(optical, spec_of(optical))
-    with pytest.raises(InputError, match="needs the guide 'radar'.* put a step `pair: {guide: radar"):
+    with pytest.raises(InputError, match=r"needs the guide 'radar'.* put a step `pair: {guide: radar"):
         run_to_store(source, [stage], tmp_path / "s.zarr")
     fine = {"radar": regridded(SceneSource(radar, spec_of(radar)), source.spec, refine=2)}
     with pytest.raises(InputError, match="a grid 2 times finer than the scene's; give `pair` refine: 1"):

@@ -21,8 +21,9 @@ from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.simulate.bands import BandTable
 
+from .both_sensors import brought, cube_of_both
 from .earth_layout import EarthPatch, find_patches, read_patch
-from .pretrain_recipe import PretrainData, SimulatedDates
+from .pretrain_recipe import PairedScenes, PretrainData, SimulatedDates
 from .simulated_dates import band_table, simulate_dates
 
 Float32Array = npt.NDArray[np.float32]
@@ -146,9 +147,9 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
     parts: list[Locations] = []
     if data.earth is not None:
         parts.append(EarthLocations(find_patches(data.earth), card))
-    parts += [
-        _blocks(dates, card, edge, folder / f"scene_{number}_by_pixel") for number, dates in enumerate(data.scenes)
-    ]
+    places = {f"scene_{number}": dates for number, dates in enumerate(data.scenes)}
+    places |= {f"pair_{number}": (pair,) for number, pair in enumerate(data.pairs)}
+    parts += [_blocks(dates, card, edge, folder / f"{name}_by_pixel") for name, dates in places.items()]
     if data.simulated is not None:
         kept = data.simulated.folder or folder / "simulated"
         parts.append(_simulated(data.simulated, card, band_table(card.input_bands), kept))
@@ -171,23 +172,29 @@ def _simulated(wanted: SimulatedDates, card: Card, bands: BandTable, folder: Pat
     return StoredLocations(tuple(places))
 
 
-def _blocks(dates: Sequence[Path], card: Card, edge: int, folder: Path) -> StoredLocations:
+def _blocks(dates: Sequence[Path | PairedScenes], card: Card, edge: int, folder: Path) -> StoredLocations:
     """The squares of a scene, or of the scenes of several dates, that hold enough; each square is a place."""
     if not folder.exists():
         part = folder.with_suffix(".part")
         part.mkdir(parents=True, exist_ok=True)
-        scenes = [_open(path, card) for path in dates]
+        scenes = [_open_pair(one, card) if isinstance(one, PairedScenes) else _open(one, card) for one in dates]
         for number, (cube, bound, grid) in enumerate(scenes):
             if grid != scenes[0][2]:
-                raise InputError(f"{dates[number]}: not on the grid of {dates[0]}, of which it shall be another date")
+                raise InputError(
+                    f"{_named(dates[number])}: not on the grid of {_named(dates[0])}, of which it shall be another date"
+                )
             _cut(cube, bound, edge, part, number)
         part.rename(folder)
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.npy")):
         found.setdefault(file.stem.rpartition("_")[0], []).append(file)
     if not found:
-        raise InputError(f"{dates[0]}: no square of {edge} px has values in at least half of its pixels")
+        raise InputError(f"{_named(dates[0])}: no square of {edge} px has values in at least half of its pixels")
     return StoredLocations(tuple(tuple(files) for files in found.values()))
+
+
+def _named(source: Path | PairedScenes) -> Path:
+    return source.scene if isinstance(source, PairedScenes) else source
 
 
 def _open(path: Path, card: Card) -> tuple[xr.DataArray, BandInput, GeoBox]:
@@ -195,9 +202,23 @@ def _open(path: Path, card: Card) -> tuple[xr.DataArray, BandInput, GeoBox]:
     scene = open_scene(path)
     spec = spec_of(scene)
     name = card.variable or spec.subject
+    _require_cube(path, scene, name)
+    return scene[name], BandInput.of(card, spec.bands), spec.grid
+
+
+def _open_pair(pair: PairedScenes, card: Card) -> tuple[xr.DataArray, BandInput, GeoBox]:
+    """The same of two sensors."""
+    scene = open_scene(pair.scene, **pair.options)
+    name = card.variable or spec_of(scene).subject
+    _require_cube(pair.scene, scene, name)
+    radar = brought(scene, open_scene(pair.radar, **pair.radar_options))
+    cube, bands = cube_of_both(scene, name, radar)
+    return cube, BandInput.of(card, bands), spec_of(scene).grid
+
+
+def _require_cube(path: Path, scene: xr.Dataset, name: str) -> None:
     if name not in scene:
         raise InputError(f"{path}: holds no {name}, which the network sees; found {', '.join(map(str, scene))}")
-    return scene[name], BandInput.of(card, spec.bands), spec.grid
 
 
 def _cut(cube: xr.DataArray, bound: BandInput, edge: int, folder: Path, number: int) -> None:

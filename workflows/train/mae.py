@@ -3,16 +3,20 @@
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card
 from cubeloom.models.spectral_networks import SpectralNetwork
+from cubeloom.models.torchvision_cure import make_torchvision_importable
 
 from .pretrain_module import PretrainModule
 from .pretrain_recipe import Mae, PretrainRecipe
+
+make_torchvision_importable()
+
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
 _EPSILON = 1e-6
 """Added to the variance of a token's values."""

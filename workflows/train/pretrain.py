@@ -12,6 +12,7 @@ from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card
 from cubeloom.models.registry import create_model, model_card
 
+from .cross_modal import CrossModalModule
 from .dino import DinoModule
 from .keeper import Say
 from .locations import load_locations
@@ -21,7 +22,7 @@ from .mae_3d import Mae3dModule
 from .moco import MocoModule
 from .named_card import named_card
 from .pretrain_module import PretrainModule
-from .pretrain_recipe import Dino, Mae, Mae3d, Moco, PretrainRecipe
+from .pretrain_recipe import CrossModal, Dino, Mae, Mae3d, Moco, PretrainRecipe
 from .views import Views
 
 _OF_ONE_SIZE = ("spectral_vit_", "spectral_timm")
@@ -33,6 +34,7 @@ _MODULES: Mapping[type, Callable[[Any, PretrainRecipe, Card, Any], PretrainModul
     Moco: MocoModule,
     Dino: DinoModule,
     Mae3d: Mae3dModule,
+    CrossModal: CrossModalModule,
 }
 """Networks in training by the method's part of a recipe: of the network, the recipe, the card and that part."""
 

@@ -164,8 +164,40 @@ class Mae3d(_Decoder):
     """Of the recipe's other fields: the learning rate is the authors' for batches of 256, theirs are of 4096."""
 
 
-Method = Annotated[Mae | Moco | Dino | Mae3d, Field(discriminator="name")]
-METHODS: dict[str, type[Mae | Moco | Dino | Mae3d]] = {"mae": Mae, "moco": Moco, "dino": Dino, "mae_3d": Mae3d}
+class CrossModal(_Decoder):
+    """Contrast of radar with optics and reconstruction of both, as CROMA (Fuller et al. 2023) learns.
+
+    Attributes:
+        temperature: of the contrast at first; it learns.
+    """
+
+    name: Literal["croma"] = "croma"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    decoder_heads: Count = 8
+    temperature: Positive = 0.07
+
+    views: ClassVar[int] = 1
+    loop: ClassVar[dict[str, Any]] = {
+        "model": "croma_base",
+        "size": 120,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "warmup": 0.05,
+        "schedule": "cosine",
+        "crop": (0.25, 1.0),
+        "blur": 0.0,
+    }
+    """Of the recipe's other fields. The authors crop squares of 60 to 180 px: `tile: 180`, `crop: [0.11, 1]`."""
+
+
+Method = Annotated[Mae | Moco | Dino | Mae3d | CrossModal, Field(discriminator="name")]
+METHODS: dict[str, type[Mae | Moco | Dino | Mae3d | CrossModal]] = {
+    "mae": Mae,
+    "moco": Moco,
+    "dino": Dino,
+    "mae_3d": Mae3d,
+    "croma": CrossModal,
+}
 
 
 class SimulatedDates(_Part):
@@ -192,17 +224,39 @@ class SimulatedDates(_Part):
         return self.model_copy(update={"folder": self.folder and folder / self.folder})
 
 
+class PairedScenes(_Part):
+    """An optical and a radar scene over the same ground.
+
+    Attributes:
+        scene: the optical one, a product or store.
+        radar: the other, which is brought onto its grid.
+        options: of `open_scene` for the first, such as `{grid: 10m, bands: common}`.
+        radar_options: for the second.
+    """
+
+    scene: Path
+    radar: Path
+    options: dict[str, str] = Field(default_factory=dict)
+    radar_options: dict[str, str] = Field(default_factory=dict)
+
+    def beside(self, folder: Path) -> "PairedScenes":
+        """The same with paths relative to `folder`."""
+        return self.model_copy(update={"scene": folder / self.scene, "radar": folder / self.radar})
+
+
 class PretrainData(_Part):
     """Images without labels; of several sources, every place is drawn as often.
 
     Attributes:
         earth: folder in SpectralEarth's layout, `<place>/<date>.tif`, of EnMAP's 202 bands.
         scenes: products, stores or rasters; several of one place and grid, in brackets, are its dates.
+        pairs: optical and radar scenes, for networks that see both.
         simulated: places to simulate.
     """
 
     earth: Path | None = None
     scenes: tuple[tuple[Path, ...], ...] = ()
+    pairs: tuple[PairedScenes, ...] = ()
     simulated: SimulatedDates | None = None
 
     @model_validator(mode="before")
@@ -214,8 +268,8 @@ class PretrainData(_Part):
 
     @model_validator(mode="after")
     def _holds_something(self) -> Self:
-        if self.earth is None and self.simulated is None and not any(self.scenes):
-            raise ValueError("nothing to learn from: give earth, scenes or simulated")
+        if self.earth is None and self.simulated is None and not any(self.scenes) and not self.pairs:
+            raise ValueError("nothing to learn from: give earth, scenes, pairs or simulated")
         if not all(self.scenes):
             raise ValueError("a place among the scenes has no date")
         return self
@@ -224,7 +278,13 @@ class PretrainData(_Part):
         """The same with paths relative to `folder`."""
         scenes = tuple(tuple(folder / date for date in dates) for dates in self.scenes)
         simulated = self.simulated and self.simulated.beside(folder)
-        update = {"earth": self.earth and folder / self.earth, "scenes": scenes, "simulated": simulated}
+        pairs = tuple(pair.beside(folder) for pair in self.pairs)
+        update = {
+            "earth": self.earth and folder / self.earth,
+            "scenes": scenes,
+            "pairs": pairs,
+            "simulated": simulated,
+        }
         return self.model_copy(update=update)
 
 
@@ -246,8 +306,9 @@ class PretrainRecipe(StartPart):
     """How to pretrain a spectral backbone; the fields of the loop are those of `LoopPart`.
 
     Attributes:
-        method: `mae`, `moco`, `dino` or `mae_3d`, or one with its settings, such as `{name: mae, mask_ratio: 0.75}`.
-            Defaults of the fields below and of the loop's depend on it, see `loop` of each.
+        method: `mae`, `moco`, `dino`, `mae_3d` or `croma`, or one with its settings, such as
+            `{name: mae, mask_ratio: 0.75}`. Defaults of the fields below and of the loop's depend on it, see `loop` of
+            each.
         model: family of the backbone.
         settings: arguments of the family.
         weights: start from these instead of random ones.

@@ -40,7 +40,7 @@ def band_table(bands: InputBands) -> BandTable:
     """
     every = operational()
     if not bands.numbers or max(bands.numbers) > len(every):
-        raise ConfigError("scenes are simulated with EnMAP's bands; this network sees others: give it scenes instead")
+        raise ConfigError("scenes are simulated with EnMAP's bands; this network sees others: give it scenes or pairs")
     return every.take(np.array(bands.numbers) - 1)
 
 
