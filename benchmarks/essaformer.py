@@ -9,10 +9,10 @@ with the same number of threads and the same allocator.
 
 `forward` is an image of 32 x 32 px, `memory` one of 64 x 64. Each run is a process of its own, peer and ours in turn:
 once to warm up on a small image, then the image. Seconds are of the processor (user and system), which others on the
-machine disturb less than the clock; the ratio is peer over ours, median of the pairs. Memory is what the process holds
-at its peak beyond what it held before the pass, in which ours has its copies of the weights; the resident set as a
-whole is printed too (Linux alone keeps these numbers). Outputs must not differ by more than 1e-5 of the largest value;
-the largest difference is printed.
+machine disturb less than the clock; the ratio is ours over peer, median of the pairs, and `faster` its inverse. Memory
+is what the process holds at its peak beyond what it held before the pass, in which ours has its copies of the weights;
+the resident set as a whole is printed too (Linux alone keeps these numbers). Outputs must not differ by more than 1e-5
+of the largest value; the largest difference is printed.
 """
 
 import argparse
@@ -31,6 +31,19 @@ CASES = {"forward": 32, "memory": 64}
 """Side of each case, px."""
 LEAST = {"forward": 1.5, "memory": 2.0}
 """What is asked: so many times as fast, so many times less memory."""
+COLUMNS = {
+    "ours_s": ("ours s", ".2f"),
+    "peer_s": ("peer s", ".2f"),
+    "ratio": ("ratio", ".2f"),
+    "faster": ("faster", ".2f"),
+    "ours_mib": ("ours MiB", ".0f"),
+    "peer_mib": ("peer MiB", ".0f"),
+    "smaller": ("smaller", ".2f"),
+    "peak_mib": ("ours RSS", ".0f"),
+    "peer_peak_mib": ("peer RSS", ".0f"),
+    "difference": ("difference", ".1e"),
+}
+"""Of the table: keys of a row, with their heads and forms."""
 
 
 def main() -> None:
@@ -45,8 +58,7 @@ def main() -> None:
     if arguments.run:
         _one_run(*arguments.run, arguments.threads)
         return
-    columns = ("ours s", "peer s", "faster", "ours MiB", "peer MiB", "smaller", "ours RSS", "peer RSS", "difference")
-    print(f"{'case':9}" + "".join(f"{column:>11}" for column in columns))
+    print(f"{'case':9}" + "".join(f"{head:>11}" for head, _ in COLUMNS.values()))
     rows = [_case(case, 1 if arguments.quick else arguments.rounds, arguments.threads) for case in CASES]
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=1))
@@ -60,23 +72,23 @@ def _case(case: str, rounds: int, threads: int) -> dict[str, Any]:
         ]
         difference = _difference(Path(folder))
     peer, ours = zip(*pairs, strict=True)
+    ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
     row = {
         "case": case,
         "ours_s": statistics.median(run["seconds"] for run in ours),
         "peer_s": statistics.median(run["seconds"] for run in peer),
-        "faster": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+        "ratio": ratio,
+        "faster": 1 / ratio,
         "ours_mib": max(run["mib"] for run in ours),
         "peer_mib": min(run["mib"] for run in peer),
         "smaller": min(a["mib"] / b["mib"] for a, b in pairs),
-        "ours_rss_mib": max(run["rss_mib"] for run in ours),
-        "peer_rss_mib": min(run["rss_mib"] for run in peer),
+        "peak_mib": max(run["rss_mib"] for run in ours),
+        "peer_peak_mib": min(run["rss_mib"] for run in peer),
         "difference": difference,
         "threads": ours[0]["threads"],
         "rounds": rounds,
     }
-    form = {"ours_s": ".2f", "peer_s": ".2f", "faster": ".2f", "ours_mib": ".0f", "peer_mib": ".0f", "smaller": ".2f"}
-    form |= {"ours_rss_mib": ".0f", "peer_rss_mib": ".0f", "difference": ".1e"}
-    print(f"{case:9}" + "".join(f"{row[key]:>11{how}}" for key, how in form.items()), flush=True)
+    print(f"{case:9}" + "".join(f"{row[key]:>11{form}}" for key, (_, form) in COLUMNS.items()), flush=True)
     if difference > 1e-5:
         raise SystemExit(f"{case}: the outputs differ by {difference:.1e} of the largest value, more than 1e-5")
     if row["faster" if case == "forward" else "smaller"] < LEAST[case]:
