@@ -2,7 +2,8 @@
 
 import ast
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,13 @@ def everything() -> list[Path]:
 
 def all_imported(path: Path) -> set[str]:
     """Full names of all modules and members that a file imports absolutely, in functions too."""
+    return _imported_in(path.read_text())
+
+
+@cache
+def _imported_in(source: str) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -128,13 +134,20 @@ def test_dangerous_calls_stay_in_few_hands(what):
         assert any(forbidden(name, mode) for name, mode, _ in calls(ROOT / place)) or place in STORE
 
 
-def calls(path: Path) -> Iterator[tuple[str, str | None, int]]:
+def calls(path: Path) -> list[tuple[str, str | None, int]]:
     """Name, mode and line of every call in a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return _calls_in(path.read_text())
+
+
+@cache
+def _calls_in(source: str) -> list[tuple[str, str | None, int]]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             given = [key.value for key in node.keywords if key.arg == "mode"] or node.args[1:2]
             mode = given[0].value if given and isinstance(given[0], ast.Constant) else None
-            yield ast.unparse(node.func), mode if isinstance(mode, str) else None, node.lineno
+            found.append((ast.unparse(node.func), mode if isinstance(mode, str) else None, node.lineno))
+    return found
 
 
 def test_what_the_rules_forbid_they_find(tmp_path):
