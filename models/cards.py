@@ -96,6 +96,8 @@ class Card(BaseModel):
         multiple: height and width of its input are multiples of this, px.
         input_bands: those it sees, one for each channel; empty for any that are given.
         polarisations: those of a radar that it sees, as sigma0 in dB, in channels behind those of `input_bands`.
+        dates: images of a place that it sees, each of `bands` channels, one behind the other: the scene, and of two the
+            guide of another date.
         mean: of each channel in `units`, which is subtracted before the network; empty where nothing is.
         std: of each channel in `units`, by which it is then divided.
         classes: in the order of its logits, by ascending value.
@@ -130,6 +132,7 @@ class Card(BaseModel):
     multiple: int = Field(1, ge=1)
     input_bands: InputBands | None = None
     polarisations: tuple[Polarisation, ...] = ()
+    dates: Literal[1, 2] = 1
     mean: tuple[FiniteFloat, ...] = ()
     std: tuple[Positive, ...] = ()
     classes: tuple[CardClass, ...] = ()

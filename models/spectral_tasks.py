@@ -1,4 +1,4 @@
-"""Backbones with a head: classes of pixels (`spectral_segmenter`), values of a tile (`spectral_regressor`).
+"""Backbones with a head: classes of pixels (`spectral_segmenter`) or of their change, values (`spectral_regressor`).
 
 Their state dicts are those of SpectralEarth's classes (Braham et al. 2024, arXiv 2408.08447), key by key, where these
 have such a head. A tile's class or labels need no family of their own: a backbone with `num_classes` gives them.
@@ -82,11 +82,15 @@ class SpectralSegmenter(Network):
         Raises:
             ModelError: x does not fit.
         """
-        maps = self.encoder.features(x, self.indices)
+        maps = self.maps(x)
         scores: Tensor = self.head(maps if isinstance(self.head, UPerHead) else maps[0])
         if scores.shape[2:] == x.shape[2:]:
             return scores
         return functional.interpolate(scores, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What the head sees of the input of `forward`."""
+        return self.encoder.features(x, self.indices)
 
     def for_inference(self) -> "SpectralSegmenter":
         """The same network without gradients, weights copied, equal to 1e-5; see `SpectralNetwork.for_inference`."""
@@ -102,6 +106,21 @@ class SpectralSegmenter(Network):
     def pair_bytes(self, height: int, width: int) -> int:
         """Those of the backbone."""
         return self.encoder.pair_bytes(height, width)
+
+
+class SpectralChange(SpectralSegmenter):
+    """A backbone that sees two dates, each by itself, and a head that labels pixels by how its features differ.
+
+    So does SpectralGPT's change detection (Hong et al. 2024, arXiv 2311.07113). `forward` takes (N, 2 · D, H, W): the
+    channels of one date, and behind them those of the other.
+    """
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Features of the first date less those of the second."""
+        if x.ndim != 4 or x.shape[1] % 2:
+            raise ModelError(f"a network of two dates takes (N, 2 · bands, H, W); found {tuple(x.shape)}")
+        first, second = (self.encoder.features(date, self.indices) for date in x.chunk(2, 1))
+        return [one - other for one, other in zip(first, second, strict=True)]
 
 
 def _uper_head(encoder: Backbone, indices: list[int], num_classes: int, width: int) -> UPerHead:
@@ -151,6 +170,10 @@ def _segmenter_fields(**settings: Any) -> Mapping[str, Any]:  # noqa: ANN401
     return _card_fields("segment", **settings)
 
 
+def _change_fields(**settings: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    return {**_segmenter_fields(**settings), "dates": 2}
+
+
 def _regressor_fields(**settings: Any) -> Mapping[str, Any]:  # noqa: ANN401
     return _card_fields("regress", **settings)
 
@@ -176,6 +199,18 @@ def spectral_segmenter(
         ModelError: no such backbone or head, or the two do not go together.
     """
     return SpectralSegmenter(_backbone(backbone, backbone_settings), head, num_classes, head_width)
+
+
+@register_model("spectral_change", defaults=_change_fields)
+def spectral_change(
+    backbone: str = BACKBONE,
+    backbone_settings: Mapping[str, Any] | None = None,
+    head: Head = "conv",
+    num_classes: int = 2,
+    head_width: int = WIDTH,
+) -> SpectralChange:
+    """A class of change for every pixel of two dates; arguments and errors as of `spectral_segmenter`."""
+    return SpectralChange(_backbone(backbone, backbone_settings), head, num_classes, head_width)
 
 
 @register_model("spectral_regressor", defaults=_regressor_fields, key_map=official_keys, tolerated=TOLERATED)

@@ -50,7 +50,7 @@ class Classify(Stage):
             `weights`.
         variable: the cube to classify; by default what the stages before made last.
         weights: file or hub source with weights of that family.
-        guide: name of the radar scene, for networks that see one beside the scene (see `pair`).
+        guide: name of the scene that a network sees beside the scene (see `pair`): of a radar, or of another date.
         tile: side of the tiles that a network sees, px; by default that of its card, 0 for the whole image.
         precision: type of a network's arithmetic on a GPU; a CPU always takes float32.
     """
@@ -76,13 +76,15 @@ class Classify(Stage):
         if self.model is None or (self.weights is None and _is_classifier(self.model)):
             self._require_no_network_parameters()
             return None
-        from .classify_network import SegmentNetwork  # its libraries are not for those who classify without
+        from .classify_change import ChangeNetwork  # its libraries are not for those who classify without
+        from .classify_network import SegmentNetwork
 
-        return SegmentNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable, self.guide)
+        network = SegmentNetwork.of(self.model, self.weights, self.precision, self.tile, self.variable, self.guide)
+        return ChangeNetwork.like(network) if network.card.dates > 1 else network
 
     @property
     def guides(self) -> tuple[str, ...]:
-        """The radar scene, where a network sees one beside the scene."""
+        """The scene that a network sees beside the scene, where it sees one."""
         return self._network.guides if self._network else ()
 
     def _require_no_network_parameters(self) -> None:

@@ -228,7 +228,7 @@ class TileNetwork(ABC):
 
         tiling = self.tiling(spec)
         rows, cols = Lattice.of(spec.shape, tiling).shape
-        depth = self.card.bands or 0
+        depth = (self.card.bands or 0) * self.card.dates
         activations = activation_bytes(self.handle, (depth,), tiling.multiple)
         samples = 4 * depth * (2 * tiling.at_once + 2)
         results = 4 * (tiling.at_once + 2) * tiling.channels / self.stride**2
@@ -257,14 +257,17 @@ class TileNetwork(ABC):
 
     def _sample(self, tile: Block, bound: BandInput) -> tuple[FloatImages, BoolArray]:
         """The channels of a tile, and its pixels that take part; a value that `defect` marks is none."""
-        cube, valid = self._numbers(tile, self.subject(tile.spec)), np.asarray(tile.valid, bool)
-        if "defect" in tile.arrays:
-            cube = np.where(tile["defect"], np.float32(np.nan), cube)
+        cube, valid = self._measured(tile), np.asarray(tile.valid, bool)
         for name in self.guides:
             guide = tile.guides[name]
             cube = np.concatenate([cube, self._numbers(guide, guide.spec.subject)])
             valid = valid & np.asarray(guide.valid, bool)
         return bound.prepared(cube, valid)
+
+    def _measured(self, tile: Block) -> npt.NDArray[Any]:
+        """The cube of a tile, NaN where `defect` marks a value."""
+        cube = self._numbers(tile, self.subject(tile.spec))
+        return np.where(tile["defect"], np.float32(np.nan), cube) if "defect" in tile.arrays else cube
 
     def _numbers(self, block: Block, name: str) -> npt.NDArray[Any]:
         """A cube as the network's statistics are: of a radar in decibels."""

@@ -20,6 +20,7 @@ from cubeloom.models.spectral_gpt_decoder import SpectralGptDecoder, multi_targe
 from cubeloom.models.spectral_gpt_layers import patches
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.scene import spec_of
+from cubeloom.pipeline.stages.classify import Classify
 from cubeloom.pipeline.stages.embed import Embed
 from cubeloom.pipeline.stages.mask import Mask
 from cubeloom.workflows.train import train
@@ -397,6 +398,45 @@ class TestStage:
                 expected = network.features(cube[..., left : left + 16], [3])[0][0].numpy()
             np.testing.assert_allclose(embedded.embedding.values[..., left // 8 : left // 8 + 2], expected, atol=1e-3)
 
+    @pytest.fixture
+    def change(self, small, tmp_path):
+        """A network of two dates, and where it is saved."""
+        settings = {"backbone": "spectral_gpt_base", "backbone_settings": {"image_size": PX}, "head": "linear"}
+        small()
+        network = create_model("spectral_change", **settings)
+        classes = [{"value": value, "name": str(value), "colour": "#000000"} for value in (1, 2)]
+        card = model_card("spectral_change", **settings)
+        card = type(card).model_validate({**card.model_dump(), "classes": classes})
+        assert (card.dates, card.halo, card.bands) == (2, 2, 12)
+        save_model(network, tmp_path / "change.safetensors", card)
+        return network, str(tmp_path / "change.safetensors")
+
+    def test_of_two_dates_the_differences_of_features_are_classified(self, change, sentinel2):
+        network, model = change
+        (later, _), (earlier, _) = (sentinel2(seed, 16, 16) for seed in (1, 2))
+        mapped = lift(Classify(model=model, guide="before"))(lift(Mask())(later), earlier)
+        dates = [torch.from_numpy(scene.reflectance.values[None, CHANNELS]) for scene in (later, earlier)]
+        with torch.inference_mode():
+            features = [network.encoder.features(date, [3])[0] for date in dates]
+            scores = torch.nn.functional.interpolate(network.head(features[0] - features[1]), (16, 16), mode="bilinear")
+        np.testing.assert_allclose(mapped.probability.values, scores.softmax(1)[0].numpy(), atol=2e-3)
+        same = lift(Classify(model=model, guide="before"))(lift(Mask())(later), later)
+        assert np.ptp(same.probability.values, axis=(1, 2)).max() < 1e-4  # nowhere is there any difference
+
+    def test_a_pixel_takes_part_where_it_does_at_both_dates(self, change, sentinel2):
+        (later, _), (earlier, _) = (sentinel2(seed, 16, 16) for seed in (1, 2))
+        for scene, place in ((later, (3, 4)), (earlier, (10, 11))):
+            scene.reflectance.values[:, *place] = np.nan
+        mapped = lift(Classify(model=change[1], guide="before"))(lift(Mask())(later), earlier)
+        assert [tuple(place) for place in np.argwhere(mapped.classes.values == 0)] == [(3, 4), (10, 11)]
+
+    def test_another_date_is_of_the_same_quantity(self, change, sentinel2):
+        later, earlier = sentinel2(1, 16, 16)[0], sentinel2(2, 16, 16)[0]
+        earlier = earlier.rename(reflectance="radiance").assign_attrs(measurement="radiance", subject="radiance")
+        earlier.radiance.attrs["units"] = "W m-2 sr-1 nm-1"
+        with pytest.raises(ModelError, match="compares two dates of the scene's reflectance"):
+            lift(Classify(model=change[1], guide="before"))(later, earlier)
+
 
 @trains
 class TestTraining:
@@ -471,13 +511,14 @@ class TestTraining:
             ) as raster:
                 raster.write(labels, 1)
 
-        def source(name):
-            return {"scene": str(tmp_path / f"{name}.zarr"), "labels": str(tmp_path / f"{name}.tif")}
+        def source(name, guides):
+            return {"scene": str(tmp_path / f"{name}.zarr"), "labels": str(tmp_path / f"{name}.tif"), "guides": guides}
 
-        def write(**changes):
+        def write(guides=None, **changes):
             scenes = {
-                "train": [source("train")],
-                "validation": [source("other")],
+                "train": [source("train", dict(guides or {}))],
+                "validation": [source("other", dict(guides or {}))],
+                "other_date": "before" if guides else None,
                 "validation_split": {"block_px": 16, "test_fraction": 0.3, "buffer_px": 0},
                 "split": {"block_px": 8, "test_fraction": 0.1, "buffer_px": 0},
                 "classes": {1: {"name": "one"}, 2: {"name": "other"}},
@@ -517,6 +558,21 @@ class TestTraining:
         )
         scene, classes = sentinel2(3)
         mapped = cubeloom.classify(cubeloom.mask(scene), model=str(out)).classes.values
+        assert (mapped == classes + 1).mean() > 0.9
+
+    def test_change_between_two_dates_is_tuned_and_mapped(self, tuning, sentinel2, tmp_path):
+        """The earlier date is all of the first kind, so what is of the other kind has changed."""
+        blank, before = sentinel2(4)[0], tmp_path / "before.zarr"
+        blank.reflectance.values[:] = blank.reflectance.values[:, :1, :1]
+        cubeloom.write_scene(blank, before)
+        out = tmp_path / "spectral_change.tiny.safetensors"
+        assert train(tuning({"before": str(before)}), out).step == 60
+        found = self.losses(out)
+        assert np.mean(found[-3:]) < 0.5 * np.mean(found[:3])
+        card = model_card(out)
+        assert (card.family, card.bands, card.dates) == ("spectral_change", 12, 2)
+        scene, classes = sentinel2(3)
+        mapped = cubeloom.classify(cubeloom.mask(scene), blank, model=str(out), guide="before").classes.values
         assert (mapped == classes + 1).mean() > 0.9
 
     def test_low_rank_additions_go_onto_queries_keys_and_values(self, tuning, tmp_path):

@@ -208,13 +208,19 @@ def build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]
     encoder.reset_head(0)
     behind: dict[str, Any] = {"backbone": base.family, "backbone_settings": settings}
     family, settings = {
-        "segment": ("spectral_segmenter", {**behind, "head": recipe.head, "num_classes": count}),
+        "segment": (_of_pixels(recipe), {**behind, "head": recipe.head, "num_classes": count}),
         "regress": ("spectral_regressor", {**behind, "outputs": count}),
     }.get(recipe.task, (base.family, {**settings, "num_classes": count}))
     network = create_model(family, None, **settings)
     place = encoder_of(network)
     place.load_state_dict({**place.state_dict(), **encoder.state_dict()})  # whose head is not of the backbone
     return network.train(), _card(recipe, data, family, settings, out)
+
+
+def _of_pixels(recipe: TuneRecipe) -> str:
+    """The family that labels pixels of one date, or their change between two."""
+    dated = recipe.scenes is not None and recipe.scenes.other_date is not None
+    return "spectral_change" if dated else "spectral_segmenter"
 
 
 def _card(recipe: TuneRecipe, data: TuneData, family: str, settings: Mapping[str, Any], out: Path) -> Card:

@@ -15,13 +15,13 @@ from cubeloom.models.registry import create_model
 from cubeloom.workflows.schema import Workflow
 
 from .labelled import LabelledImage, read_images
-from .labels_recipe import PixelSplit
+from .labels_recipe import LabelledScene, PixelSplit
 from .split import split_pixels
 from .tune_recipe import ScenesPart, TuneRecipe
 from .tune_tiles import Area, GridTiles, SceneTiles, Tiles, area
 
 BoolArray = npt.NDArray[np.bool_]
-CHANNELS = ("sensor", "wavelengths_nm", "variable", "units", "bands", "input_bands", "mean", "std")
+CHANNELS = ("sensor", "wavelengths_nm", "variable", "units", "bands", "input_bands", "polarisations", "mean", "std")
 """Fields of a card that say what a network sees."""
 
 
@@ -88,7 +88,8 @@ def channels_of(recipe: TuneRecipe, base: Card, images: Sequence[LabelledImage])
     Raises:
         InputError: the first image is of another quantity than a trained backbone takes.
     """
-    known = is_trained(recipe) or (base.input_bands is not None and _takes_certain_bands(recipe))
+    listed = base.input_bands is not None or bool(base.polarisations)
+    known = is_trained(recipe) or (listed and _takes_certain_bands(recipe))
     return _of_backbone(base, images[0]) if known else _of_images(images)
 
 
@@ -103,22 +104,22 @@ def _of_scenes(recipe: TuneRecipe, part: ScenesPart, base: Card) -> TuneData:
     stages = Workflow(name="tuning", steps=part.steps).stages()
     sources = (*part.train, *part.validation, *part.test)
     # Each with its own bands, the bad ones as well: a card's bands are taken from each by itself.
-    options: dict[str, Any] = {"stages": stages, "variable": part.variable, "usable": False}
+    of_both = base.input_bands is not None and bool(base.polarisations)
+    options: dict[str, Any] = {"stages": stages, "variable": part.variable, "usable": False, "radar": of_both}
     images = [image for one in sources for image in read_images([one], part.classes, **options)]
     learnt = images[: len(part.train)]
-    held = images[len(part.train) : len(part.train) + len(part.validation)]
-    tested = images[len(part.train) + len(part.validation) :]
     channels = channels_of(recipe, base, learnt)
     seen = base.model_copy(update=dict(channels))
     masks = [_masks(image, part) for image in learnt]
-    areas = [area(image, seen) for image in learnt]
+    every = [_area(one, image, seen, part, options) for one, image in zip(sources, images, strict=True)]
+    areas, held, tested = _parts(every, len(part.train), len(part.validation))
     train = SceneTiles(
         [one.within(mask.train) for one, mask in zip(areas, masks, strict=True)],
         [mask.validation | mask.test for mask in masks],
         recipe.tile_px,
     )
-    validation = _grid(held, seen) or [one.within(mask.validation) for one, mask in zip(areas, masks, strict=True)]
-    test = _grid(tested, seen) or [one.within(mask.test) for one, mask in zip(areas, masks, strict=True)]
+    validation = held or [one.within(mask.validation) for one, mask in zip(areas, masks, strict=True)]
+    test = tested or [one.within(mask.test) for one, mask in zip(areas, masks, strict=True)]
     split = {
         "test": _split_fact(part.test, part.split),
         "validation": _split_fact(part.validation, part.validation_split),
@@ -155,8 +156,19 @@ def _divided(image: LabelledImage, among: BoolArray, split: PixelSplit) -> tuple
     return parts.train, parts.test
 
 
-def _grid(images: Sequence[LabelledImage], card: Card) -> list[Area]:
-    return [area(image, card) for image in images]
+def _area(
+    source: LabelledScene, image: LabelledImage, card: Card, part: ScenesPart, options: Mapping[str, Any]
+) -> Area:
+    """An image as a network sees it; of two dates where the recipe names the other."""
+    if part.other_date is None:
+        return area(image, card)
+    other = source.model_copy(update={"scene": source.guides[part.other_date], "guides": {}})
+    (beside,) = read_images([other], part.classes, **options)
+    return area(image, card).with_date(area(beside, card))
+
+
+def _parts(areas: list[Area], train: int, validation: int) -> tuple[list[Area], list[Area], list[Area]]:
+    return areas[:train], areas[train : train + validation], areas[train + validation :]
 
 
 def _split_fact(scenes: Sequence[object], split: PixelSplit) -> Any:  # noqa: ANN401 - JSON
@@ -170,9 +182,10 @@ def _of_backbone(base: Card, image: LabelledImage) -> Mapping[str, Any]:
         InputError: the image is of another quantity.
     """
     if base.units is not None and image.units and image.units != base.units:
+        advice = "put to_db among the steps" if base.units == "dB" else "take another cube (variable)"
         raise InputError(
-            f"{image.name}: in units of {image.units!r}, the backbone {base.name} was trained on {base.units!r}; take "
-            "another cube (variable), or an untrained backbone"
+            f"{image.name}: in units of {image.units!r}, the backbone {base.name} was trained on {base.units!r}; "
+            f"{advice}, or take an untrained backbone"
         )
     return {**{name: getattr(base, name) for name in CHANNELS}, "variable": image.variable or base.variable}
 
@@ -190,6 +203,7 @@ def _of_images(images: Sequence[LabelledImage]) -> Mapping[str, Any]:
         "mean": tuple(np.nanmean(pixels, axis=1).tolist()),
         "std": tuple(np.maximum(np.nanstd(pixels, axis=1), 1e-6).tolist()),
         "input_bands": None,
+        "polarisations": (),
         "wavelengths_nm": None,
     }
     if first.bands is None:

@@ -95,6 +95,8 @@ class ScenesPart(_Part):
         classes: name and colour of every class value.
         steps: stages that run on the scenes before, written as in a workflow.
         variable: the cube to learn from; None for what the last step made.
+        other_date: name of the guide of each scene that shows the same pixels at another date; the network then labels
+            the change between the two.
     """
 
     train: Annotated[tuple[LabelledScene, ...], Field(min_length=1)]
@@ -105,6 +107,17 @@ class ScenesPart(_Part):
     classes: Annotated[ClassTable, Field(min_length=2)]
     steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
     variable: str | None = None
+    other_date: str | None = None
+
+    @model_validator(mode="after")
+    def _has_both_dates(self) -> Self:
+        every = (*self.train, *self.validation, *self.test)
+        lacking = [str(one.scene) for one in every if self.other_date and self.other_date not in one.guides]
+        if lacking:
+            raise ValueError(
+                f"other_date is {self.other_date}: give {', '.join(lacking)} guides: {{{self.other_date}: PRODUCT}}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -206,6 +219,8 @@ class TuneRecipe(StartPart):
             yield f"head is for task segment, not {self.task}; leave it out"
         if self.task == "regress" and self.scenes is not None:
             yield "scenes have classes and no values to regress; choose another task, or earth with hyperview"
+        if self.task != "segment" and self.scenes is not None and self.scenes.other_date is not None:
+            yield f"scenes.other_date is for task segment, not {self.task}; leave it out"
         known = BEST_BY[self.task]
         if self.best_by not in known:
             yield f"best_by {self.best_by} is not measured with task {self.task}; expected {', '.join(known)}"

@@ -1,7 +1,7 @@
 """Tiles that a backbone is tuned on: cut from labelled images, changed at random, and drawn into batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,22 @@ class Area:
     def within(self, mask: BoolArray) -> "Area":
         """The same with the labels of some pixels alone."""
         return Area(self.name, self.cube, np.where(mask, self.target, IGNORE))
+
+    def with_date(self, other: "Area") -> "Area":
+        """The channels of the same pixels at another date behind these; labels where both dates have some.
+
+        Raises:
+            InputError: the other date has another number of pixels.
+        """
+        if self.target.shape != other.target.shape:
+            raise InputError(
+                f"{other.name}: {other.target.shape} px, the other date {self.name} has {self.target.shape}; both lie "
+                "on one grid"
+            )
+        known = (self.target != IGNORE) & (other.target != IGNORE)
+        return replace(
+            self, cube=np.concatenate([self.cube, other.cube]), target=np.where(known, self.target, IGNORE)
+        )
 
 
 def area(image: LabelledImage, card: Card) -> Area:
