@@ -18,6 +18,7 @@ from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.registry import create_model, model_card
 from cubeloom.models.spectral_earth import DN_OF_ONE, ENMAP_202, statistics
 from cubeloom.workflows.train import PretrainRecipe, load_recipe, train
+from cubeloom.workflows.train.principal_components import principal_components
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
 PX = 16
@@ -48,7 +49,14 @@ def earth(tmp_path_factory) -> Path:
 
 
 METHODS = {
-    "mae": {"name": "mae", "mask_ratio": 0.75, "decoder_width": 32, "decoder_heads": 2, "adapter": "visible"},
+    "mae": {
+        "name": "mae",
+        "mask_ratio": 0.75,
+        "decoder_width": 32,
+        "decoder_heads": 2,
+        "adapter": "visible",
+        "components": 2,
+    },
     "moco": {"name": "moco", "queue": 6, "momentum": 0.9, "hidden": 32, "outputs": 16},
     "dino": {"name": "dino", "hidden": 32, "bottleneck": 16, "outputs": 12, "momentum": 0.9},
 }
@@ -155,7 +163,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(write, tmp_path):
 def test_the_loss_falls(recipe, earth, method, steps):
     """On one batch again and again, with what it is compared to held: MoCo's queue, DINO's teacher and centre."""
     chosen = recipe(method, batch=4, learning_rate=2e-3)
-    module, batch = module_of(chosen), views_of(chosen, earth).batch(0)
+    module, views = module_of(chosen), views_of(chosen, earth)
+    module.look_at(views.locations)
+    batch = views.batch(0)
     if method == "dino":
         with torch.no_grad():
             views = batch.flatten(0, 1)
@@ -233,6 +243,48 @@ def test_targets_are_tokens_standardised():
         row, col = 4 * (token // 3), 4 * (token % 3)
         values = x[1, :, row : row + 4, col : col + 4].reshape(-1)
         assert torch.allclose(found[1, token], (values - values.mean()) / values.std(), atol=1e-4)
+
+
+def test_principal_components_are_unrelated_and_of_variance_one():
+    class Gradients:
+        """Places whose spectra are mixtures of a few, and noise."""
+
+        def __len__(self) -> int:
+            return 40
+
+        def dates(self, index: int) -> int:
+            return 2
+
+        def read(self, index: int, date: int):
+            rng = np.random.default_rng([index, date])
+            shares = rng.normal(size=(4, 900)) * np.array([30, 3, 1, 0.3])[:, None]
+            mixed = 5 + np.sin(np.outer(np.arange(1, 51), [0.1, 0.2, 0.3, 0.4])) @ shares
+            return (mixed + 1e-3 * rng.normal(size=mixed.shape)).reshape(50, 30, 30)
+
+    places = Gradients()
+    components = principal_components(places, 4, seed=0)
+    spectra = np.concatenate([places.read(place, 0).reshape(50, -1) for place in range(40)], axis=1)
+    scores = components[:, :-1] @ spectra + components[:, -1:]
+    np.testing.assert_allclose(scores.mean(axis=1), 0, atol=0.05)
+    np.testing.assert_allclose(np.cov(scores), np.eye(4), atol=0.05)
+    left = spectra - np.linalg.pinv(components[:, :-1]) @ scores
+    assert np.var(left, axis=1).max() < 2e-6  # noise alone
+    with pytest.raises(ConfigError, match=r"components 51 .* 50 bands"):
+        principal_components(places, 51, seed=0)
+
+
+def test_what_is_foretold_are_components_of_the_pixels(recipe, earth):
+    """Of all pixels of a token, in the order of `patches`: its decoder's last layer has as many outputs."""
+    chosen = recipe("mae")
+    module, views = module_of(chosen), views_of(chosen, earth)
+    module.look_at(views.locations)
+    x = views.batch(0)[0]
+    found = module._targets(x)
+    components = principal_components(views.locations, 2, chosen.seed)
+    pixel = x[0, :, 5, 6].numpy()  # second token of the second row of four pixels: row 1, column 2 of it
+    expected = np.clip(components[:, :-1] @ pixel + components[:, -1], -5, 5)
+    assert found.shape == (3, 4, 32) == (*found.shape[:2], module.leave[1].out_features)
+    np.testing.assert_allclose(found[0, 3].reshape(2, 4, 4)[:, 1, 2], expected, atol=1e-3)
 
 
 def test_positions_are_sines_of_column_and_row():

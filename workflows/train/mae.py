@@ -11,8 +11,10 @@ from cubeloom.models.cards import Card
 from cubeloom.models.spectral_networks import SpectralNetwork
 from cubeloom.models.torchvision_cure import make_torchvision_importable
 
+from .locations import Locations
 from .pretrain_module import PretrainModule
 from .pretrain_recipe import Mae, PretrainRecipe
+from .principal_components import principal_components
 
 make_torchvision_importable()
 
@@ -20,6 +22,8 @@ from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E40
 
 _EPSILON = 1e-6
 """Added to the variance of a token's values."""
+_FARTHEST = 5.0
+"""Of a component from its mean, in standard deviations: the few that lie farther shall not rule the error."""
 
 
 class MaeModule(PretrainModule):
@@ -59,7 +63,8 @@ class MaeModule(PretrainModule):
         self.decoder = nn.Sequential(
             *(Block(width, method.decoder_heads, qkv_bias=True) for _ in range(method.decoder_depth))
         )
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.patch**2 * len(card.mean)))
+        foretold = method.components or len(card.mean)
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.patch**2 * foretold))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -67,7 +72,21 @@ class MaeModule(PretrainModule):
         x = batch[0]
         kept, masked = self.draw(len(x), x.device)
         foretold = self.decode(self.encode(x, kept), kept, masked)
-        return functional.mse_loss(foretold, taken(targets(x, self.patch), masked))
+        return functional.mse_loss(foretold, taken(self._targets(x), masked))
+
+    def look_at(self, locations: Locations) -> None:
+        """The principal components, where they are what is foretold."""
+        if self.method.components is not None:
+            components = principal_components(locations, self.method.components, self.recipe.seed)
+            self.register_buffer("components", torch.from_numpy(components), persistent=False)
+
+    def _targets(self, x: Tensor) -> Tensor:
+        """What is foretold of each token of (N, D, H, W), (N, tokens, values)."""
+        if self.method.components is None:
+            return targets(x, self.patch)
+        known = functional.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+        scores = torch.einsum("kd,ndhw->nkhw", self.get_buffer("components"), known)
+        return patches(scores.clamp(-_FARTHEST, _FARTHEST), self.patch).flatten(2)
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices of the tokens that are kept, and of those that are not, `(N, n)` each, ascending."""

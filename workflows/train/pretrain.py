@@ -61,6 +61,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, say: Say = lambda _: None) -> Lo
     prepare(recipe)
     module = _module(recipe, card)
     locations = load_locations(recipe.data, card, recipe.edge, paths.folder / "images")
+    module.look_at(locations)
     facts = {"places": len(locations), **({"note": recipe.about.note} if recipe.about.note else {})}
     views = Views(locations, recipe, recipe.method.views)
     with _ahead(views, recipe.workers, recipe.steps) as batches:

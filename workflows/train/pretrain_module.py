@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cubeloom.models.cards import Card
 from cubeloom.models.network import Backbone
 
+from .locations import Locations
 from .loop import LoopModule
 from .pretrain_recipe import Dino, Moco, PretrainRecipe
 
@@ -39,6 +40,9 @@ class PretrainModule(LoopModule):
     def __init__(self, network: Backbone, recipe: PretrainRecipe, card: Card) -> None:
         super().__init__(network, recipe)
         self.card = card
+
+    def look_at(self, locations: Locations) -> None:
+        """Take from the images what has to be known of all of them before the first step."""
 
     def optimiser(self) -> torch.optim.Optimizer:
         """As the recipe has it."""

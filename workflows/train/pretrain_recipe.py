@@ -49,10 +49,15 @@ class Mae(_Decoder):
         adapter: which pixels the spectral adapter sees: of the `whole` image, as the authors have it, or the `visible`
             ones alone, which takes a tenth of the time. Its features of a pixel are the same; while training, the
             statistics of its normalisations are then those of the visible pixels.
+        components: foretell so many principal components of the images' spectra, each brought to a variance of 1; or,
+            where None, a token's values, standardised over it, as the authors have it. Bands are so alike that three
+            components hold nearly all of the variance of their values, hence of the error that is learnt from, and
+            what tells materials apart lies mostly in the others.
     """
 
     name: Literal["mae"] = "mae"
     adapter: Literal["whole", "visible"] = "whole"
+    components: Count | None = None
 
     views: ClassVar[int] = 1
     loop: ClassVar[dict[str, Any]] = {
