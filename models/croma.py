@@ -26,7 +26,7 @@ from .registry import register_model
 Modality = Literal["joint", "optical", "radar"]
 Statistics = Literal["dataset", "batch"]
 
-SIZES = {"nano": (128, 4), "base": (768, 12), "large": (1024, 24)}
+SIZES = {"nano": (128, 8), "base": (768, 12), "large": (1024, 24)}
 """Width, and depth of the optical encoder; the two others are half as deep. The nano is not the authors'."""
 TILE = 120
 """Side of the images that the authors trained with, px."""

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +18,15 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, cube_variable, quality_variable, scene_from
+from cubeloom.pipeline.scene import (
+    QUALITY_FLAGS,
+    Bands,
+    SceneSpec,
+    cube_variable,
+    quality_variable,
+    scene_from,
+    spec_of,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,6 +196,40 @@ def make_scene() -> SceneMaker:
         quality[:background, :background] = QUALITY_FLAGS["background"]
         quality[-20:, -20:] = QUALITY_FLAGS["cloud"]
         return scene_from(spec, {"reflectance": cube.astype(np.float32), "quality": quality})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sentinel_scenes(make_scene: SceneMaker) -> Callable[..., tuple[xr.Dataset, xr.Dataset]]:
+    """Makes a Sentinel-2 and a Sentinel-1 Scene in memory, on one grid, of their numbers."""
+    from cubeloom.pipeline.readers.sentinel1_scene import radar_bands
+    from cubeloom.pipeline.readers.sentinel2_bands import NAMES, nominal_bands, scene_bands
+
+    def make(
+        reflectance: np.ndarray, sigma0: np.ndarray, quality: np.ndarray | None = None, name: str = ""
+    ) -> tuple[xr.Dataset, xr.Dataset]:
+        """Of 13 bands (or 12, without cirrus) and VV and VH, `(band, y, x)` each; flags are of Sentinel-2."""
+        shape = reflectance.shape[1:]
+        names = NAMES if len(reflectance) == len(NAMES) else [band for band in NAMES if band != "B10"]
+        clear, like = np.zeros(shape, np.uint32), spec_of(make_scene(*shape, background=0))
+        layers = {"S2": clear if quality is None else quality, "S1": clear}
+        made = []
+        for scene_id, sensor, quantity, bands, cube in (
+            ("S2", "Sentinel-2A", "reflectance", scene_bands(nominal_bands(names, "sentinel2a")), reflectance),
+            ("S1", "Sentinel-1A", "sigma0", radar_bands(("VV", "VH")), sigma0),
+        ):
+            spec = replace(
+                like,
+                scene_id=scene_id + name,
+                sensor=sensor,
+                bands=bands,
+                variables={quantity: cube_variable(quantity), "quality": quality_variable()},
+                measurement=quantity,
+                subject=quantity,
+            )
+            made.append(scene_from(spec, {quantity: cube.astype(np.float32), "quality": layers[scene_id]}))
+        return made[0], made[1]
 
     return make
 

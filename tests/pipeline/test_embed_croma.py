@@ -1,7 +1,7 @@
 """CROMA over scenes: of Sentinel-2, of Sentinel-1, and of both, where the radar scene is a guide."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,8 @@ from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.guided import with_guides
 from cubeloom.pipeline.lift import lift
 from cubeloom.pipeline.readers.base import SceneSource
-from cubeloom.pipeline.readers.sentinel1_scene import radar_bands
-from cubeloom.pipeline.readers.sentinel2_bands import NAMES, nominal_bands, scene_bands
 from cubeloom.pipeline.regrid import regridded
-from cubeloom.pipeline.scene import QUALITY_FLAGS, cube_variable, quality_variable, scene_from, spec_of
+from cubeloom.pipeline.scene import QUALITY_FLAGS, spec_of
 from cubeloom.pipeline.stages.embed import Embed
 from cubeloom.pipeline.stages.mask import Mask
 from cubeloom.pipeline.stages.to_db import ToDb
@@ -60,37 +58,26 @@ def small(tmp_path_factory) -> Callable[..., Small]:
         yield make
 
 
-def named(spec, scene_id: str, bands, quantity: str, names: dict[str, str]):
-    return replace(
-        spec,
-        scene_id=scene_id,
-        bands=bands,
-        variables={quantity: cube_variable(quantity), "quality": quality_variable()},
-        measurement=quantity,
-        subject=quantity,
-        attrs={"band_names": names},
-    )
+@pytest.fixture(scope="module")
+def both(make_scene, sentinel_scenes) -> tuple[xr.Dataset, xr.Dataset]:
+    """Thirteen bands of Sentinel-2, a corner of background; and VV and VH, where another corner is missing."""
+    quality = make_scene(height=HEIGHT, width=WIDTH, background=20).quality.values
+    draw = np.random.default_rng(1)
+    reflectance = draw.uniform(0.02, 0.5, (13, HEIGHT, WIDTH))
+    reflectance[:, (quality & QUALITY_FLAGS["background"]) > 0] = np.nan
+    sigma0 = draw.gamma(4, 0.25, (2, HEIGHT, WIDTH)) * np.array([0.06, 0.01])[:, None, None]
+    sigma0[:, -30:, :41] = np.nan
+    return sentinel_scenes(reflectance, sigma0, quality)
 
 
 @pytest.fixture(scope="module")
-def optical(make_scene) -> xr.Dataset:
-    """Thirteen bands of Sentinel-2, a corner of background."""
-    scene = make_scene(height=HEIGHT, width=WIDTH, bands=13, background=20)
-    bands = scene_bands(nominal_bands(NAMES, "sentinel2a"))
-    spec = named(spec_of(scene), "S2", bands, "reflectance", {})
-    cube = np.random.default_rng(1).uniform(0.02, 0.5, (13, HEIGHT, WIDTH)).astype(np.float32)
-    cube[:, (scene.quality.values & QUALITY_FLAGS["background"]) > 0] = np.nan
-    return scene_from(spec, {"reflectance": cube, "quality": scene.quality.values})
+def optical(both) -> xr.Dataset:
+    return both[0]
 
 
 @pytest.fixture(scope="module")
-def radar(optical) -> xr.Dataset:
-    """VV and VH, a corner missing, over the same ground."""
-    spec = named(spec_of(optical), "S1", radar_bands(("VV", "VH")), "sigma0", {})
-    draw = np.random.default_rng(2)
-    cube = (draw.gamma(4, 0.25, (2, HEIGHT, WIDTH)) * np.array([0.06, 0.01])[:, None, None]).astype(np.float32)
-    cube[:, -30:, :41] = np.nan
-    return scene_from(spec, {"sigma0": cube, "quality": np.zeros((HEIGHT, WIDTH), np.uint32)})
+def radar(both) -> xr.Dataset:
+    return both[1]
 
 
 @pytest.fixture(scope="module")

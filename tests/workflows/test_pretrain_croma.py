@@ -1,7 +1,6 @@
 """CROMA's pretraining: its losses by other means, and a training on pairs of scenes that stops and goes on."""
 
 import csv
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,11 +12,8 @@ from scipy.ndimage import gaussian_filter
 
 import cubeloom
 from cubeloom.errors import ConfigError, InputError
-from cubeloom.models.croma import PARTS, S1_MEAN, S1_STD, S2_MEAN, S2_NUMBERS, S2_STD
+from cubeloom.models.croma import PARTS, S1_MEAN, S1_STD, S2_MEAN, S2_STD
 from cubeloom.models.registry import create_model, model_card
-from cubeloom.pipeline.readers.sentinel1_scene import radar_bands
-from cubeloom.pipeline.readers.sentinel2_bands import NAMES, nominal_bands, scene_bands
-from cubeloom.pipeline.scene import cube_variable, scene_from, spec_of
 from cubeloom.workflows.train import PretrainRecipe, load_recipe, train
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
@@ -26,34 +22,19 @@ PX, EDGE = 128, 16
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory, make_scene) -> list[dict[str, str]]:
-    """Two pairs of stores of one ground each: reflectance of 12 bands, and power of VV and VH on a finer grid."""
+def pairs(tmp_path_factory, sentinel_scenes) -> list[dict[str, str]]:
+    """Two pairs of stores of one ground each: reflectance of 12 bands, and power of VV and VH."""
     folder, found = tmp_path_factory.mktemp("pairs"), []
-    optical_bands = scene_bands(nominal_bands([NAMES[number - 1] for number in S2_NUMBERS], "sentinel2a"))
     for number in range(2):
         draw = np.random.default_rng(number)
         fields = np.stack([gaussian_filter(draw.standard_normal((PX, PX)), 3) for _ in range(2)])
         fields /= fields.std(axis=(1, 2), keepdims=True)
         level = np.array(S2_MEAN) + np.linspace(-1, 1, 12) * S2_STD  # which every patch has, so that it is soon learnt
         optical = level[:, None, None] + 0.03 * np.tensordot(draw.normal(size=(12, 2)), fields, 1)
-        decibels = np.float32(S1_MEAN)[:, None, None] + 3 * fields
-        spec = spec_of(make_scene(height=PX, width=PX, bands=12, background=0))
-        paths = {}
-        for name, quantity, bands, cube in (
-            ("scene", "reflectance", optical_bands, optical),
-            ("radar", "sigma0", radar_bands(("VV", "VH")), 10 ** (decibels / 10)),
-        ):
-            one = replace(
-                spec,
-                scene_id=f"{name}{number}",
-                bands=bands,
-                variables={quantity: cube_variable(quantity)},
-                measurement=quantity,
-                subject=quantity,
-            )
-            scene = scene_from(one, {quantity: cube.astype(np.float32)})
-            paths[name] = str(cubeloom.write_scene(scene, folder / f"{name}{number}.zarr"))
-        found.append(paths)
+        decibels = np.array(S1_MEAN)[:, None, None] + 3 * fields
+        scenes = dict(zip(("scene", "radar"), sentinel_scenes(optical, 10 ** (decibels / 10)), strict=True))
+        paths = {name: cubeloom.write_scene(one, folder / f"{name}{number}.zarr") for name, one in scenes.items()}
+        found.append({name: str(path) for name, path in paths.items()})
     return found
 
 

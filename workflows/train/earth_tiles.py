@@ -94,7 +94,7 @@ def _facts(parts: EarthParts) -> Mapping[str, Any]:
 
 def _channels(described: EarthSet, base: Card, *, trained: bool) -> Mapping[str, Any]:
     """Channels of the set, in the backbone's own statistics where it has any for them."""
-    fields = dict.fromkeys(CHANNELS) | {"bands": described.bands}
+    fields = dict.fromkeys(CHANNELS) | {"bands": described.bands, "polarisations": ()}
     if described.sensor != "enmap":
         own = {"sensor": described.sensor, "units": described.units}
         return {**fields, **own, **described.statistics._asdict()}

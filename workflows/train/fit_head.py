@@ -12,7 +12,7 @@ import xarray as xr
 
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.cards import Card
-from cubeloom.models.network import Network
+from cubeloom.models.network import Backbone, Network
 from cubeloom.models.registry import create_model, model_card, save_model
 from cubeloom.pipeline.scene import spec_of
 from cubeloom.workflows.evaluate.class_metrics import class_metrics, confusion_of
@@ -37,6 +37,7 @@ def fit_head(
     out: Path,
     weights: str | None = None,
     field: str | None = None,
+    radar: xr.Dataset | None = None,
     split: PixelSplit = _SPLIT,
     per_class: int = PER_CLASS,
 ) -> Card:
@@ -50,6 +51,7 @@ def fit_head(
         out: the `.safetensors` file to write, which the stage `classify` takes.
         weights: of the backbone, where `model` is a family alone.
         field: attribute of the vector file that holds class values or names.
+        radar: a radar scene on the same grid, for a backbone that sees both (see `cubeloom.pair`).
         split: which labelled pixels do not train but test; the card has the scores.
         per_class: at most so many pixels of a class are learnt from.
 
@@ -57,19 +59,18 @@ def fit_head(
         The card of what was saved.
 
     Raises:
-        ConfigError: the model is no spectral backbone.
+        ConfigError: the model is no backbone.
         ModelError: no such model, or the scene lacks its bands.
         InputError: labels that cannot be used.
     """
     base = model_card(model, weights)
     encoder: Any = create_model(model, weights)
-    if not hasattr(encoder, "reset_head"):
-        raise ConfigError(f"{model}: {base.family} is no spectral backbone, such as spectral_vit_nano")
+    if not isinstance(encoder, Backbone):
+        raise ConfigError(f"{model}: {base.family} is no backbone, such as spectral_vit_nano")
     encoder.reset_head(0)
     table = {value: ClassOf(name=one) if isinstance(one, str) else one for value, one in classes.items()}
-    image = scene_image(
-        scene, LabelledScene(scene=Path(spec_of(scene).scene_id), labels=labels, field=field), card_classes(table)
-    )
+    labelled = LabelledScene(scene=Path(spec_of(scene).scene_id), labels=labels, field=field)
+    image = scene_image(scene, labelled, card_classes(table), radar=radar)
     image = _of_present_classes(image)
     parts, seen = split_pixels(image, split), area(image, base)
     probe = linear_probe(*_sampled(encoder, seen.within(parts.train), base.tile, per_class, split.seed))

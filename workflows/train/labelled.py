@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from cubeloom.errors import InputError, ModelError
+from cubeloom.errors import ConfigError, InputError, ModelError
 from cubeloom.models.cards import CardClass
 from cubeloom.pipeline.binding import bind
 from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, spec_of
 from cubeloom.pipeline.stages import Stage
+from cubeloom.pipeline.stages.tile_network import RADAR
 from cubeloom.workflows.evaluate.matfiles import read_map, read_mat
 
+from .both_sensors import cube_of_both
 from .labels_recipe import ClassTable, ImageSource, LabelledScene
 from .samples import after_steps, read_labels, source_of
 
@@ -121,6 +123,7 @@ def read_images(
     stages: Sequence[Stage] = (),
     variable: str | None = None,
     usable: bool = True,
+    radar: bool = False,
 ) -> list[LabelledImage]:
     """The images of a recipe, all with the bands and classes of the first.
 
@@ -130,6 +133,7 @@ def read_images(
         stages: what runs on scenes before.
         variable: the cube of scenes to take; None for the one that the stages made last.
         usable: leave out bands that are not both good and preferred; False keeps all, NaN where they hold nothing.
+        radar: put the bands of the guide `radar`, in decibels, behind those of each scene.
 
     Raises:
         InputError: an image cannot be used, or is not like the first; says which and why.
@@ -138,7 +142,7 @@ def read_images(
     images: list[LabelledImage] = []
     for source in sources:
         first = images[0] if images else None
-        images.append(_read(source, classes, stages, variable, usable, first))
+        images.append(_read(source, classes, stages, variable, first, usable=usable, radar=radar))
         _require_like(images[0], images[-1])
     return images
 
@@ -156,6 +160,7 @@ def read_labelled_scene(
     variable: str | None = None,
     usable: bool = True,
     like: Bands | None = None,
+    radar: bool = False,
 ) -> LabelledImage:
     """A scene with its labels, in memory.
 
@@ -166,13 +171,21 @@ def read_labelled_scene(
         variable: the cube to take; None for the one that the stages made last.
         usable: leave out bands that are not both good and preferred.
         like: bring the cube to these bands.
+        radar: put the bands of the guide `radar`, in decibels, behind the scene's.
 
     Raises:
         InputError: scene or labels cannot be used; says why.
+        ConfigError: there is no guide `radar`.
         ModelError: the scene lacks some of the bands `like`.
     """
-    scene = after_steps(labelled, stages)
-    return scene_image(scene, labelled, classes, variable=variable, usable=usable, like=like)
+    scene, guides = after_steps(labelled, stages)
+    if radar and RADAR not in guides:
+        raise ConfigError(
+            f"{labelled.scene}: the network sees a radar scene too; name it beside the scene, guides: {{{RADAR}: "
+            f"PRODUCT}}, and put `pair: {{guide: {RADAR}, ...}}` among the steps"
+        )
+    beside = guides[RADAR] if radar else None
+    return scene_image(scene, labelled, classes, variable=variable, usable=usable, like=like, radar=beside)
 
 
 def scene_image(
@@ -183,8 +196,9 @@ def scene_image(
     variable: str | None = None,
     usable: bool = True,
     like: Bands | None = None,
+    radar: xr.Dataset | None = None,
 ) -> LabelledImage:
-    """A Scene with its labels, in memory; as `read_labelled_scene`, but for the scene, which is there.
+    """A Scene with its labels, in memory; as `read_labelled_scene`, but for scene and radar, which are there.
 
     Raises:
         InputError: scene or labels cannot be used; says why.
@@ -195,7 +209,11 @@ def scene_image(
     if taken not in spec.variables or not spec.variables[taken].is_cube:
         raise InputError(f"{labelled.scene}: no cube {taken!r}; it has {', '.join(spec.variables)}")
     labels = read_labels(labelled, spec.grid, {one.value: one.name for one in classes})
-    cube, bands = _cube(scene, spec, taken, labelled.scene, usable=usable, like=like)
+    if radar is None:
+        cube, bands = _cube(scene, spec, taken, labelled.scene, usable=usable, like=like)
+    else:
+        both, bands = cube_of_both(scene, taken, radar)
+        cube = np.asarray(both.values)
     return labelled_image(
         str(labelled.scene),
         cube,
@@ -228,8 +246,10 @@ def _read(
     classes: ClassTable,
     stages: Sequence[Stage],
     variable: str | None,
-    usable: bool,
     first: LabelledImage | None,
+    *,
+    usable: bool,
+    radar: bool,
 ) -> LabelledImage:
     if not isinstance(source, LabelledScene):
         from .standard_scenes import read_standard_scene  # which builds on this module
@@ -239,7 +259,7 @@ def _read(
     if source.scene.suffix.lower() == ".mat":
         return read_labelled_mat(source, known)
     like = first.bands if first is not None else None
-    return read_labelled_scene(source, known, stages=stages, variable=variable, usable=usable, like=like)
+    return read_labelled_scene(source, known, stages=stages, variable=variable, usable=usable, like=like, radar=radar)
 
 
 def _require_like(first: LabelledImage, image: LabelledImage) -> None:

@@ -71,7 +71,7 @@ def collect(
     parts: list[dict[str, npt.NDArray[Any]]] = []
     bands, units, taken, sources = None, "", "", []
     for number, labelled in enumerate(scenes):
-        scene = after_steps(labelled, stages)
+        scene, _ = after_steps(labelled, stages)
         spec = spec_of(scene)
         taken = variable or spec.subject
         if taken not in spec.variables or not spec.variables[taken].is_cube:
@@ -90,8 +90,8 @@ def collect(
     return Samples(**joined, bands=bands, units=units, variable=taken, sources=tuple(sources))
 
 
-def after_steps(labelled: LabelledScene, stages: Sequence[Stage]) -> xr.Dataset:
-    """A labelled scene after the steps of its recipe, with the guides that these ask for.
+def after_steps(labelled: LabelledScene, stages: Sequence[Stage]) -> tuple[xr.Dataset, Mapping[str, xr.Dataset]]:
+    """A labelled scene after the steps of its recipe, with the guides that these ask for; and the paired guides.
 
     Raises:
         InputError: a scene cannot be read, or a step cannot take it.
@@ -110,7 +110,7 @@ def after_steps(labelled: LabelledScene, stages: Sequence[Stage]) -> xr.Dataset:
             guides[stage.guide] = lift_guide(stage, stage.regridded)(scene, guide)
         else:
             scene = lift(stage)(scene, *(guides[name] for name in stage.guides))
-    return scene
+    return scene, guides
 
 
 def source_of(labelled: LabelledScene, spec: SceneSpec) -> dict[str, str]:
