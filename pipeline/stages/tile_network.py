@@ -177,11 +177,11 @@ class TileNetwork(ABC):
 
     def _require_guide(self, where: str, spec: SceneSpec, name: str) -> None:
         guide = spec.guides[name]
-        units = guide.variables[guide.subject].attrs.get("units")
-        if guide.measurement != "sigma0" or units not in ("1", "dB"):
+        decibels = guide.variables[guide.subject].attrs.get("units") == "dB"
+        if not decibels and not (guide.measurement == "sigma0" and is_linear_backscatter(guide, guide.subject)):
             raise ModelError(
                 f"{where}: the guide {name!r} holds {guide.subject} of {guide.measurement}, the network was trained on "
-                "sigma0 of a radar; pair a Sentinel-1 scene, opened with calibration sigma0"
+                "sigma0 of a radar; pair a Sentinel-1 scene, opened with calibration sigma0, with its last step to_db"
             )
         if guide.scale != spec.scale:
             raise InputError(

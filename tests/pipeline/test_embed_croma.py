@@ -110,6 +110,8 @@ def test_one_tile_of_both_is_the_networks_map(small, squares):
     joint = small("joint")
     embedded = cubeloom.embed(*squares, model=joint.model)
     assert_is_its_map(embedded, joint.network, channels(*squares))
+    decibels = cubeloom.pair(*squares, refine=1, coregister="off", steps=["to_db"])
+    np.testing.assert_array_equal(cubeloom.embed(squares[0], decibels, model=joint.model).embedding, embedded.embedding)
     line = spec_of(embedded).history[-1]
     assert "embed: reflectance and radar S1, network croma_base, weights" in line
     assert "bands by number and VV, VH" in line
