@@ -118,7 +118,14 @@ def _mean_of_floats(level: Array, _: float | None) -> Array:
 
 
 def _commonest(level: Array) -> Array:
-    """The commonest of each four codes; the first in reading order where several are equally common."""
-    quarters = np.stack(_quarters(level))
-    votes = np.stack([(quarters == quarter).sum(axis=0) for quarter in quarters])
-    return np.asarray(np.take_along_axis(quarters, votes.argmax(axis=0)[None], axis=0)[0])
+    """The commonest of each four codes; the first in reading order where several are equally common.
+
+    That is the first of the four, unless it stands alone and two of the others agree.
+    """
+    first, second, third, fourth = _quarters(level)
+    alone = (first != second) & (first != third) & (first != fourth)
+    out = first.copy()
+    if alone.any():
+        np.copyto(out, third, where=alone & (third == fourth))
+        np.copyto(out, second, where=alone & ((second == third) | (second == fourth)))
+    return out

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2
     images = [image for resolution in GRIDS.values() for image in grid_images(metadata, resolution, native=True)]
     there = [image for image in images if source.product.has(image.path)]
     there = [image for image in there if image.band in sentinel2_guard.ASKED] or there
-    samples = [sentinel2_guard.sample(source.product.image(image.path)) for image in there]
+    with ThreadPoolExecutor(len(sentinel2_guard.ASKED)) as threads:  # all are decoded at once
+        samples = list(threads.map(lambda image: sentinel2_guard.sample(source.product.image(image.path)), there))
     offset = [metadata.offset[image.band] for image in there]
     dark = sentinel2_guard.darkest(samples, [image.band for image in there], offset, source.decoding.special)
     wrong = sentinel2_guard.judge(dark, metadata.quantification, offset)

@@ -11,7 +11,6 @@ from cubeloom.pipeline.encoding import REFLECTANCE, Array, Packed
 FloatArray = npt.NDArray[np.float64]
 _HIGHEST = int(np.iinfo(REFLECTANCE.dtype).max)
 _FILL = np.int16(-32768)
-_LARGEST_NUMBER = 2**16 - 1
 _LARGEST_OFFSET = 30_000
 """DN either way; a sum of 16 bits holds what numbers become with it."""
 
@@ -68,15 +67,15 @@ class Decoding:
         Sums stay in 16 bits: what lies too high is cut off before, and numbers below the offset wrap round to just
         those bits that stand for the negative number.
         """
-        missing = [layer == number for number in self.special]
+        lowest, largest = int(layer.min()), int(layer.max())
+        missing = [layer == number for number in self.special if lowest <= number <= largest]
         highest = _HIGHEST - offset
-        above = layer > highest if highest < _LARGEST_NUMBER else None
-        bits = out.view(np.uint16)
-        np.minimum(layer, np.uint16(min(highest, _LARGEST_NUMBER)), out=bits)
-        bits += np.uint16(offset % 2**16)
+        above = layer > highest if largest > highest else None
+        if above is not None:
+            layer = np.minimum(layer, np.uint16(highest))
+        np.add(layer, np.uint16(offset % 2**16), out=out.view(np.uint16))
         for pixels in missing:
-            if pixels.any():
-                out[pixels] = _FILL
-                if above is not None:
-                    above &= ~pixels
+            out[pixels] = _FILL
+            if above is not None:
+                above &= ~pixels
         return above if above is not None and above.any() else None
