@@ -102,6 +102,7 @@ class Card(BaseModel):
         std: of each channel in `units`, by which it is then divided.
         classes: in the order of its logits, by ascending value.
         outputs: names of the values that it regresses, in order.
+        located: where a tile lies on Earth counts too, so the scene needs a map projection.
         sigma_input: a second input channel holds the standard deviation of the noise.
         residual_in_sigma: its correction is in units of that standard deviation.
         training: data, steps, time and seeds of the training.
@@ -137,6 +138,7 @@ class Card(BaseModel):
     std: tuple[Positive, ...] = ()
     classes: tuple[CardClass, ...] = ()
     outputs: tuple[str, ...] = ()
+    located: bool = False
     sigma_input: bool = False
     residual_in_sigma: bool = False
     training: dict[str, JsonValue] = Field(default_factory=dict)

@@ -6,10 +6,20 @@ Legendre functions in float64, which is stable at every degree; the published cl
 """
 
 import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from cubeloom.errors import ModelError
+
+from .network import Network
+from .registry import create_model, model_card, register_model
+
+SCORING = "spectral_segmenter"
+"""The network that scores where none is named."""
 FIRST_FREQUENCY = 30.0
 """Factor on what the first layer gives before its sine (Sitzmann et al. 2020, arXiv 2006.09661); later ones have 1."""
 
@@ -159,3 +169,85 @@ class LocatedHead(nn.Module):
             features = features + place.reshape(*place.shape, *[1] * (features.ndim - 2))
         y: Tensor = self.head(features)
         return y
+
+
+class Located(Network):
+    """A network that scores classes, plus what the place alone says of them; see `LocatedHead`.
+
+    Args:
+        network: gives scores (N, K) or (N, K, H, W).
+        classes: K.
+        degrees: of the harmonics, see `LocationEncoder`.
+        hidden: features of a layer of sines.
+    """
+
+    def __init__(self, network: Network, classes: int, degrees: int = 10, hidden: int = 64) -> None:
+        super().__init__()
+        self.network = network
+        self.prior = LocatedHead(nn.Identity(), LocationEncoder(classes, degrees, hidden))
+
+    def forward(self, x: Tensor, lonlat: Tensor | None = None) -> Tensor:
+        """Scores of images (N, D, H, W) whose middles lie at `lonlat` (N, 2), degrees; None: anywhere."""
+        scores: Tensor = self.prior(self.network(x), lonlat)
+        return scores
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone: part of the network, or the network."""
+        encoder: nn.Module = getattr(self.network, "encoder", self.network)
+        return encoder
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether the network's scores are."""
+        return self.network.of_batch
+
+    def pair_bytes(self, height: int, width: int) -> int:
+        """Those of the network."""
+        return self.network.pair_bytes(height, width)
+
+    def for_inference(self) -> "Located":
+        """The same with the network's form for inference, without gradients."""
+        made = deepcopy(self).eval().requires_grad_(False)
+        made.network = cast("Network", made.network.for_inference())
+        return made
+
+
+def _card_fields(
+    network: str = SCORING, network_settings: Mapping[str, Any] | None = None, **_: object
+) -> Mapping[str, Any]:
+    """Those of the network, and that its answer depends on the place."""
+    card = model_card(network, **network_settings or {})
+    of_weights = {"name", "family", "tag", "settings", "sha256", "licence", "training", "metrics", "log"}
+    return {
+        **{name: getattr(card, name) for name in type(card).model_fields if name not in of_weights},
+        "located": True,
+    }
+
+
+@register_model("located", defaults=_card_fields)
+def located(
+    network: str = SCORING,
+    network_settings: Mapping[str, Any] | None = None,
+    degrees: int = 10,
+    hidden: int = 64,
+) -> Located:
+    """A prior by place beside any network that tells classes apart.
+
+    Args:
+        network: a family whose settings have `num_classes`.
+        network_settings: its settings.
+        degrees: of the harmonics, see `LocationEncoder`.
+        hidden: features of a layer of sines.
+
+    Raises:
+        ModelError: there is no such network, or it has no classes.
+    """
+    settings = {"num_classes": 2, **(network_settings or {})} if network == SCORING else dict(network_settings or {})
+    classes = settings.get("num_classes", 0)
+    if "." in network or not isinstance(classes, int) or classes < 1:
+        raise ModelError(
+            f"located: network {network!r} with num_classes {classes}; name a family, and its num_classes among "
+            "network_settings"
+        )
+    return Located(create_model(network, None, **settings), classes, degrees, hidden)

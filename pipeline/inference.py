@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -72,6 +72,7 @@ class ModelHandle:
                 if model_card(self.name, self.weights).sha256 != self.sha256:
                     raise ModelError(f"model {self.name}: its weights were changed while the run was using them")
                 network = create_model(self.name, self.weights).for_inference().eval()
+                _WEIGHT_BYTES[self] = sum(value.nbytes for value in network.state_dict().values())
                 network = Dense(network) if self.dense else network
                 _LOADED[key] = network.to(device).requires_grad_(False)
                 while len(_LOADED) > MODELS_HELD:
@@ -107,6 +108,7 @@ def _ask_for_huge_pages() -> None:
 
 _LOADING = threading.Lock()
 _LOADED: "OrderedDict[tuple[ModelHandle, str], torch.nn.Module]" = OrderedDict()
+_WEIGHT_BYTES: dict[ModelHandle, int] = {}
 _GPU = threading.Lock()
 """One batch at a time on a GPU: two would halve the memory of each."""
 
@@ -137,7 +139,13 @@ _FITTING: dict[tuple[ModelHandle, tuple[int, ...]], Rung] = {}
 """The rung that samples of a shape fitted on: once memory has run out, it is not tried again for every tile."""
 
 
-def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None, threads: int = 1) -> tuple[Samples, How]:
+def predict(
+    handle: ModelHandle,
+    samples: Samples,
+    valid: BoolArray | None,
+    threads: int = 1,
+    lonlat: npt.NDArray[np.float64] | None = None,
+) -> tuple[Samples, How]:
     """What a network gives for a batch, whatever the memory: the samples stay as they are, the batch is cut.
 
     Args:
@@ -145,6 +153,7 @@ def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None, thre
         samples: `(n, ...)` as the network takes them, finite.
         valid: pixels that count, `(n, y, x)`; None where all do. Only networks that take means are told.
         threads: batches under way at once on a CPU, each computed on one thread.
+        lonlat: where the middle of each sample lies, degrees, `(n, 2)`; only networks with a prior by place are told.
 
     Returns:
         What the network gives, `(n, ...)`, and how it was computed.
@@ -153,10 +162,11 @@ def predict(handle: ModelHandle, samples: Samples, valid: BoolArray | None, thre
         ConfigError: not even one sample fits.
         ModelError: the network gives no numbers.
     """
+    told = {name: array for name, array in (("valid", valid), ("lonlat", lonlat)) if array is not None}
     rungs = ladder(len(samples))
     key = (handle, samples.shape[1:])
     first = rungs.index(_FITTING[key]) if _FITTING.get(key) in rungs else 0
-    made, rung = climb_down(rungs[first:], lambda rung: _run(handle, samples, valid, rung, threads))
+    made, rung = climb_down(rungs[first:], lambda rung: _run(handle, samples, told, rung, threads))
     if rung != rungs[0]:
         _FITTING[key] = rung
     if made is None:
@@ -194,9 +204,12 @@ def _precision(handle: ModelHandle, rung: Rung) -> Precision:
     return handle.precision if rung.device == "cuda" else "float32"
 
 
-def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: Rung, threads: int) -> Samples:
+def _run(
+    handle: ModelHandle, samples: Samples, told: Mapping[str, npt.NDArray[Any]], rung: Rung, threads: int
+) -> Samples:
     network = handle.load(rung.device)
-    told = valid is not None and "valid" in inspect.signature(network.forward).parameters
+    asked = inspect.signature(network.forward).parameters
+    told = {name: array for name, array in told.items() if name in asked}
     batch = 1 if network.of_batch else rung.batch  # where samples would change each other each is its own batch
 
     def forward(first: int) -> Samples:
@@ -204,8 +217,8 @@ def _run(handle: ModelHandle, samples: Samples, valid: BoolArray | None, rung: R
         part = slice(first, first + batch)
         with torch.inference_mode(), _arithmetic(handle, rung):
             x = torch.from_numpy(samples[part]).to(rung.device)
-            counted = {"valid": torch.from_numpy(valid[part]).to(rung.device)} if told and valid is not None else {}
-            answer: Samples = network(x, **counted).float().cpu().numpy()
+            known = {name: torch.from_numpy(array[part]).to(rung.device) for name, array in told.items()}
+            answer: Samples = network(x, **known).float().cpu().numpy()
         return answer
 
     batches = range(0, len(samples), batch)
@@ -253,6 +266,12 @@ def _compute_on_one_thread() -> None:
     if not getattr(_THREAD, "set", False):
         torch.set_num_threads(1)
         _THREAD.set = True
+
+
+def weight_bytes(handle: ModelHandle) -> int:
+    """Bytes of a network's weights."""
+    handle.load("cpu")
+    return _WEIGHT_BYTES[handle]
 
 
 @cache

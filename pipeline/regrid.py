@@ -258,6 +258,17 @@ COARSER = 1.25
 """From so many source pixels along the edge of a target pixel on, these are averaged."""
 
 
+def centre_lonlat(grid: GeoBox, window: Window) -> tuple[float, float] | None:
+    """Longitude and latitude, degrees, of the middle of a window of a grid; None where it has no map projection."""
+    if grid.crs is None:
+        return None
+    from rasterio.warp import transform
+
+    east, north = grid.affine * (window.col + window.width / 2, window.row + window.height / 2)
+    lon, lat = transform(grid.crs.to_wkt(), "EPSG:4326", [east], [north])
+    return float(lon[0]), float(lat[0])
+
+
 def refined(grid: GeoBox, scale: int) -> GeoBox:
     """The grid with pixels `scale` times smaller and the same corner; pixel numbers where there is no CRS."""
     shape = (grid.shape[0] * scale, grid.shape[1] * scale)

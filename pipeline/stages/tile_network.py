@@ -21,6 +21,7 @@ from cubeloom.models.cards import Card
 from cubeloom.models.registry import model_card
 from cubeloom.pipeline.band_input import BandInput, beside
 from cubeloom.pipeline.blocks import Block
+from cubeloom.pipeline.regrid import centre_lonlat
 from cubeloom.pipeline.scene import MEASUREMENTS, BoolArray, SceneSpec
 from cubeloom.pipeline.tiles import How, Inferred, Lattice, Tiling, padded
 
@@ -151,6 +152,8 @@ class TileNetwork(ABC):
             bound = self.input_of(spec)
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from None
+        if self.card.located and spec.grid.crs is None:
+            raise ModelError(f"{where}: the network asks where a tile lies, and the scene has no map projection")
         for guide in self.guides:
             self._require_guide(where, spec, guide)
         self._require_tile(where)
@@ -235,6 +238,12 @@ class TileNetwork(ABC):
         pairs: int = cast("Network", self.handle.load("cpu")).pair_bytes(rows, cols)
         return int(rows * cols * (activations + samples + results)) + pairs
 
+    def weight_bytes(self) -> int:
+        """Those of the network."""
+        from cubeloom.pipeline.inference import weight_bytes
+
+        return weight_bytes(self.handle)
+
     def infer(self, tiles: Sequence[Block], threads: int) -> Inferred:
         """What the network makes of a group of tiles: images to be blended.
 
@@ -244,7 +253,12 @@ class TileNetwork(ABC):
         lattice, bound = Lattice.of(spec.shape, self.tiling(spec)), self.input_of(spec)
         samples = [self._sample(tile, bound) for tile in tiles]
         seen = [sample for sample in samples if sample[1].any()]
-        made, how = self._made(seen, lattice, threads) if seen else (iter(()), How())
+        places = [
+            centre_lonlat(spec.grid, tile.window)
+            for tile, (_, known) in zip(tiles, samples, strict=True)
+            if known.any()
+        ]
+        made, how = self._made(seen, places, lattice, threads) if seen else (iter(()), How())
         images = []
         for _, known in samples:
             cells = tuple(ceil(size / self.stride) for size in known.shape)
@@ -275,7 +289,11 @@ class TileNetwork(ABC):
         return decibels(cube) if self.card.polarisations and is_linear_backscatter(block.spec, name) else cube
 
     def _made(
-        self, samples: Sequence[tuple[FloatImages, BoolArray]], lattice: Lattice, threads: int
+        self,
+        samples: Sequence[tuple[FloatImages, BoolArray]],
+        places: Sequence[tuple[float, float] | None],
+        lattice: Lattice,
+        threads: int,
     ) -> tuple[Iterator[FloatImages], How]:
         from cubeloom.pipeline.inference import predict
 
@@ -283,7 +301,8 @@ class TileNetwork(ABC):
         counted = np.zeros((len(samples), *lattice.shape), bool)
         for target, (_, known) in zip(counted, samples, strict=True):
             target[: known.shape[0], : known.shape[1]] = known
-        answers, how = predict(self.handle, inputs, None if counted.all() else counted, threads)
+        lonlat = None if None in places else np.array(places, np.float64)
+        answers, how = predict(self.handle, inputs, None if counted.all() else counted, threads, lonlat)
         if answers.shape[1] != self.channels:
             raise ModelError(
                 f"model {self.card.name}: gives {answers.shape[1]} images of a tile, its card tells of {self.channels}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import ConfigError, InputError, ModelError
 from cubeloom.models.cards import CardClass
@@ -43,6 +44,7 @@ class LabelledImage:
         units: of the cube.
         variable: the cube's name in a Scene; empty for other files.
         sensor: empty where it is not known.
+        grid: where the image lies; None where the file does not say it.
         given_test: `(y, x)` bool: labelled pixels that the publisher keeps for tests; None where he keeps none.
         source: identity of scene and labels.
     """
@@ -56,6 +58,7 @@ class LabelledImage:
     units: str = ""
     variable: str = ""
     sensor: str = ""
+    grid: GeoBox | None = None
     given_test: BoolArray | None = None
     source: Mapping[str, str] = field(default_factory=dict)
 
@@ -224,6 +227,7 @@ def scene_image(
         units=str(spec.variables[taken].attrs.get("units", "")),
         variable=taken,
         sensor=spec.sensor,
+        grid=spec.grid,
         source=source_of(labelled, spec),
     )
 
