@@ -16,16 +16,23 @@ Every repeat draws 30 % of the squares of 64 px at random to test on, again wher
 class. No training pixel lies within 4 px of a test square, so no window of one overlaps one of a test pixel. At most
 1000 pixels of each class train; every second pixel of every second row tests. All feature sets and classifiers have the
 same repeats, and differences are taken repeat by repeat.
+
+Beside them the squares are dealt into four folds, each of which tests once, so that every pixel is classified once by
+forests that learnt elsewhere. The pooled map gives F1 of each class, and McNemar's test of two maps: by exact binomial
+probabilities on every sixteenth pixel of every sixteenth row, and on every second one with the squares as clusters
+(Obuchowski 1998), since neighbouring pixels are right or wrong together.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest, chi2
 
 from cubeloom.models.cards import CardClass
 from cubeloom.pipeline.stages.fuse_bayes import fusion_of, joint_moments
@@ -43,6 +50,8 @@ Cube = npt.NDArray[np.float32]
 
 LEVELS, WINDOW, PERCENTILES = 32, 5, (1, 99)
 SQUARE, TESTED, LEAST = 64, 0.3, 0.1
+FOLDS, THINNED = 4, 16
+COMPARED = (("S1 + texture", "S1"), ("stacked", "S2"), ("fused", "S2"), ("fused", "stacked"))
 ROTATIONS = {"PCA": "pca", "sparse": "sparse", "complete": "complete", "Forest-RC": "combinations"}
 CLASSES = (
     CardClass(value=1, name="land", colour="#9c6b4a"),
@@ -64,26 +73,167 @@ def main() -> None:
         return
     repeats, trees = (2, 20) if arguments.quick else (arguments.repeats, arguments.trees)
     radar, optical, labels = arguments.files
-    kappas = _kappas(radar, optical, labels, repeats, trees)
-    _print(kappas)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"repeats": repeats, "trees": trees, "kappa": kappas}, indent=1))
-
-
-def _kappas(radar: Path, optical: Path, labels: Path, repeats: int, trees: int) -> dict[str, dict[str, list[float]]]:
-    """By feature set and classifier, one for each repeat."""
-    sets, truth = _features(_read(radar), _read(optical)), _read(labels)[0]
+    scene = _Scene.read(radar, optical, labels)
     methods = _methods(trees)
+    kappas = _kappas(scene, methods, repeats)
+    pooled = _Pooled.of(scene, methods)
+    if repeats:
+        _print(kappas)
+    pooled.print()
+    if arguments.json:
+        found = {"repeats": repeats, "trees": trees, "kappa": kappas, **pooled.to_json()}
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """The feature sets, all with the same pixels, as images with the same labels."""
+
+    images: dict[str, LabelledImage]
+
+    @classmethod
+    def read(cls, radar: Path, optical: Path, labels: Path) -> "_Scene":
+        sets, truth = _features(_read(radar), _read(optical)), _read(labels)[0]
+        valid = np.isfinite(sets["stacked"]).all(axis=0)
+        return cls({name: _image(name, cube, truth, valid) for name, cube in sets.items()})
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        return self.images["S2"].labels
+
+
+def _kappas(scene: _Scene, methods: dict[str, PixelMethod], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """By feature set and classifier, one for each repeat."""
+    splits = [_split(scene.labels, seed) for seed in range(repeats)]
     found: dict[str, dict[str, list[float]]] = {}
-    for name, cube in sets.items():
-        image = _image(name, cube, truth, np.isfinite(sets["stacked"]).all(axis=0))
-        parts = [split_pixels(image, _split(image.labels, seed)) for seed in range(repeats)]
+    for name, image in scene.images.items():
+        parts = [split_pixels(image, split) for split in splits]
         found[name] = {
             title: [_kappa(method, image, part, seed) for seed, part in enumerate(parts)]
             for title, method in methods.items()
         }
-        print(f"  {name}: {cube.shape[0]} features", flush=True)
+        print(f"  {name}: {image.cube.shape[0]} features", flush=True)
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Pooled:
+    """Maps of the whole chip, each pixel by forests that learnt in other squares: by feature set and classifier."""
+
+    truth: npt.NDArray[np.uint8]
+    maps: dict[str, dict[str, npt.NDArray[np.int64]]]
+
+    @classmethod
+    def of(cls, scene: _Scene, methods: dict[str, PixelMethod]) -> "_Pooled":
+        folds = _folds(scene.labels)
+        maps = {}
+        for name, image in scene.images.items():
+            parts = [split_pixels(image, fold) for fold in folds]
+            maps[name] = {title: _pooled(method, image, parts) for title, method in methods.items()}
+            print(f"  {name}: {len(folds)} folds", flush=True)
+        return cls(scene.labels, maps)
+
+    def tested(self, step: int) -> npt.NDArray[np.bool_]:
+        """Labelled pixels that every map has, of every `step`th row and column."""
+        chosen = np.zeros(self.truth.shape, bool)
+        chosen[step // 2 :: step, step // 2 :: step] = True
+        for row in self.maps.values():
+            for mapped in row.values():
+                chosen &= mapped > 0
+        return chosen & (self.truth > 0)
+
+    def f1(self, name: str, title: str) -> list[float]:
+        """Of land and water."""
+        tested = self.tested(2)
+        confusion = confusion_of(self.truth[tested] - 1, self.maps[name][title][tested] - 1, len(CLASSES))
+        return [float(value) for value in class_metrics(confusion)["f1"]]
+
+    def mcnemar(self, one: str, other: str, title: str) -> dict[str, float]:
+        """McNemar's test of two maps: pixels that one alone has right, and how likely so uneven counts are by chance.
+
+        `only_one`, `only_other` and the exact two-sided `p` are of thinned pixels; `p_squares` is that of all tested
+        ones, by the chi-square of squares as clusters: (sum d)^2 / sum d^2, d the difference of the counts in each.
+        """
+        right = [self.maps[name][title] == self.truth for name in (one, other)]
+        better = right[0].astype(int) - right[1]
+        thinned, all_tested = better[self.tested(THINNED)], np.where(self.tested(2), better, 0)
+        gained, lost = int((thinned > 0).sum()), int((thinned < 0).sum())
+        rows, cols = (size // SQUARE for size in all_tested.shape)
+        squares = all_tested[: rows * SQUARE, : cols * SQUARE].reshape(rows, SQUARE, cols, SQUARE).sum(axis=(1, 3))
+        spread = float((squares**2).sum())
+        return {
+            "only_one": gained,
+            "only_other": lost,
+            "p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+            "share": float(all_tested.sum() / self.tested(2).sum()),
+            "p_squares": float(chi2.sf(squares.sum() ** 2 / spread, 1)) if spread else 1.0,
+        }
+
+    def alike(self, one: str, other: str, title: str, lag: int) -> float:
+        """Correlation of the difference of two maps with itself, `lag` px to the right and below."""
+        right = [self.maps[name][title] == self.truth for name in (one, other)]
+        better, known = right[0].astype(float) - right[1], self.tested(1)
+        pairs = [(np.s_[:, :-lag], np.s_[:, lag:]), (np.s_[:-lag], np.s_[lag:])]
+        both = [(better[a][known[a] & known[b]], better[b][known[a] & known[b]]) for a, b in pairs]
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in both]))
+
+    def to_json(self) -> dict[str, Any]:
+        titles = list(next(iter(self.maps.values())))
+        return {
+            "f1": {name: {title: self.f1(name, title) for title in titles} for name in self.maps},
+            "mcnemar": {
+                f"{one} / {other}": {title: self.mcnemar(one, other, title) for title in titles}
+                for one, other in COMPARED
+            },
+            "alike": {
+                f"{one} / {other}": {lag: self.alike(one, other, titles[0], lag) for lag in (2, THINNED, SQUARE // 2)}
+                for one, other in COMPARED
+            },
+        }
+
+    def print(self) -> None:
+        found = self.to_json()
+        titles = list(found["f1"]["S2"])
+        print(f"{'F1 land, water':14}" + "".join(f"{title:>22}" for title in titles))
+        for name, row in found["f1"].items():
+            print(f"{name:14}" + "".join(f"{f'{row[title][0]:.3f} {row[title][1]:.3f}':>22}" for title in titles))
+        print(
+            f"McNemar: pixels one alone has right / the other alone, p; p by squares ({self.tested(THINNED).sum()} px)"
+        )
+        for pair, row in found["mcnemar"].items():
+            cells = "".join(f"  {one['only_one']}/{one['only_other']} {one['p']:.2g}; {one['p_squares']:.2g}"
+                            for one in row.values())  # fmt: skip
+            print(f"{pair:22}{cells}\n{'':22}correlation by lag, px: {found['alike'][pair]}")
+
+
+def _folds(labels: npt.NDArray[np.uint8]) -> list[PixelSplit]:
+    """The squares dealt into folds at random, each to be tested on once."""
+    squares = np.argwhere(np.ones(tuple(-(-size // SQUARE) for size in labels.shape), bool))
+    dealt = np.array_split(squares[np.random.default_rng(0).permutation(len(squares))], FOLDS)
+    return [_listed(fold, seed) for seed, fold in enumerate(dealt)]
+
+
+def _listed(squares: npt.NDArray[np.int_], seed: int) -> PixelSplit:
+    return PixelSplit(
+        method="listed", block_px=SQUARE, test_tiles=squares.tolist(), buffer_px=4, per_class=1000, seed=seed
+    )
+
+
+def _pooled(method: PixelMethod, image: LabelledImage, parts: Sequence[PixelParts]) -> npt.NDArray[np.int64]:
+    """Class values of all tested pixels, 0 elsewhere."""
+    mapped = np.zeros(image.shape, np.int64)
+    for seed, part in enumerate(parts):
+        mapped[part.test] = _mapped(method, image, part, part.test, seed)
+    return mapped
+
+
+def _mapped(
+    method: PixelMethod, image: LabelledImage, parts: PixelParts, test: npt.NDArray[np.bool_], seed: int
+) -> npt.NDArray[np.int64]:
+    """Class values of some pixels by a classifier that is fitted to the training pixels."""
+    mapper = method.fit(image, parts.train, seed)
+    likely = method.probabilities(mapper.estimator, method.features(image, test)).argmax(axis=1)
+    return np.asarray(mapper.columns[likely] + 1)
 
 
 def _read(path: Path) -> Cube:
@@ -125,9 +275,7 @@ def _split(labels: npt.NDArray[np.uint8], seed: int) -> PixelSplit:
         inside = np.isin(rows[:, None] * len(cols) + cols, tested @ (len(cols), 1))
         shares = [inside[labels == one.value].mean() for one in CLASSES]
         if min(shares) > LEAST and max(shares) < 1 - LEAST:
-            return PixelSplit(
-                method="listed", block_px=SQUARE, test_tiles=tested.tolist(), buffer_px=4, per_class=1000, seed=seed
-            )
+            return _listed(tested, seed)
 
 
 def _methods(trees: int) -> dict[str, PixelMethod]:
@@ -139,10 +287,9 @@ def _methods(trees: int) -> dict[str, PixelMethod]:
 
 
 def _kappa(method: PixelMethod, image: LabelledImage, parts: PixelParts, seed: int) -> float:
-    mapper, test = method.fit(image, parts.train, seed), parts.test.copy()
+    test = parts.test.copy()
     test[1::2], test[:, 1::2] = False, False
-    likely = method.probabilities(mapper.estimator, method.features(image, test)).argmax(axis=1)
-    confusion = confusion_of(image.labels[test] - 1, mapper.columns[likely], len(CLASSES))
+    confusion = confusion_of(image.labels[test] - 1, _mapped(method, image, parts, test, seed) - 1, len(CLASSES))
     return float(class_metrics(confusion)["kappa"])
 
 
@@ -151,7 +298,7 @@ def _print(kappas: dict[str, dict[str, list[float]]]) -> None:
     print(f"{'kappa':14}" + "".join(f"{title:>16}" for title in titles))
     for name, row in kappas.items():
         print(f"{name:14}" + "".join(f"{_spread(row[title]):>16}" for title in titles))
-    for one, other in (("S1 + texture", "S1"), ("stacked", "S2"), ("fused", "S2"), ("fused", "stacked")):
+    for one, other in COMPARED:
         cells = "".join(f"{_spread(_less(kappas, one, other, title), '+'):>16}" for title in titles)
         print(f"{one} less {other}:\n{'':14}" + cells)
 
