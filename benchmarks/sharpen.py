@@ -15,9 +15,9 @@ from cubeloom.workflows.evaluate.superres_files import evaluate_superres_files
 from cubeloom.workflows.evaluate.superres_methods import default_methods
 
 PLACES = (("temperate", 103), ("coastal", 104), ("arid", 105), ("alpine", 106))
-EDGE = 72
+EDGE = 96
 """Of the places, px of 30 m."""
-MORE = "gsa+guide=common,gsa+denoised"
+MORE = "bicubic+projected+denoised,gsa+guide=common,gsa+denoised"
 """Beside the methods that `evaluate superres` takes by default."""
 
 

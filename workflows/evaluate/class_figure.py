@@ -12,7 +12,7 @@ from cubeloom.workflows.train.labelled import LabelledImage
 from .class_methods import Column, usable_bands
 from .class_splits import Division, SplitGroup
 from .classify import ClassEvaluation
-from .figure import COLOURS, INK, MARKERS, SHADE, STYLE
+from .figure import COLOURS, INK, MARKERS, SHADE, STYLE, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def _marks(found: ClassEvaluation, axes: "Axes", metric: str) -> None:
         axes.errorbar(x, y, spread, label=label, **look)
     axes.set_xlim(-0.5, len(found.columns) - 0.5)
     axes.margins(y=0.12)
-    labels = [_wrapped(column.label) for column in found.columns]
+    labels = [wrapped(column.label) for column in found.columns]
     axes.set_xticks(at, labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
 
 
@@ -119,7 +119,7 @@ def _method(
 ) -> None:
     """A method's map of the first run, with its accuracy there, and its confusion over all runs."""
     key = (image.name, split.name, column.name)
-    label = _wrapped(column.label)
+    label = wrapped(column.label)
     picture = [one for one in found.pictures if (one.image, one.split, one.method) == key]
     if not picture:
         chart.imshow(np.ones((*image.shape, 3)))
@@ -166,16 +166,6 @@ def _legends(image: LabelledImage, left: "Axes", right: "Axes") -> None:
     for axes, patches in ((left, classes), (right, sides)):
         axes.legend(handles=patches, loc="upper left", frameon=False, fontsize=small, handlelength=1, borderaxespad=0)
     right.text(0, 0.35, "Matrices: percent of each\ntrue class, over all runs.\nMaps: the first run.", fontsize=7.5)
-
-
-def _wrapped(label: str) -> str:
-    """A method's label in lines of some 24 characters, broken before its options where that can be."""
-    lines = [""]
-    for part in label.replace("+", "\0+").replace("@", "\0@").split("\0"):
-        if lines[-1] and len(lines[-1]) + len(part) > 24:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(line for one in lines for line in textwrap.wrap(one, 30, break_on_hyphens=False))
 
 
 def _short(name: str) -> str:

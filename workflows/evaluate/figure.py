@@ -1,5 +1,6 @@
 """The look that figures of all evaluations share."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -29,3 +30,13 @@ def stretched(
     """Bands `(3, y, x)` as an image; white where there is no value."""
     scaled = (bands - low[:, None, None]) / np.maximum(high - low, 1e-6)[:, None, None]
     return np.nan_to_num(np.clip(np.moveaxis(scaled, 0, -1), 0, 1), nan=1.0)
+
+
+def wrapped(label: str, width: int = 24) -> str:
+    """A method's label in lines of some `width` characters, broken before its options where that can be."""
+    lines = [""]
+    for part in label.replace("+", "\0+").replace("@", "\0@").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line for one in lines for line in textwrap.wrap(one, width + 6, break_on_hyphens=False))

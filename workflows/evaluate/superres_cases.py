@@ -90,10 +90,10 @@ class Case:
         return fine if self.truth is None else fine & np.isfinite(self.truth[self.good]).all(axis=0)
 
     def sharp(self) -> Float32Array | None:
-        """The guide's bands that the scene's cover, on the fine grid; None where there is no guide."""
-        if not self.guides:
+        """The guide's finest bands that the scene's cover, on the fine grid; None where there is no guide."""
+        if "finest" not in self.guides:
             return None
-        guide = next(iter(self.guides.values()))
+        guide = self.guides["finest"]
         return np.asarray(guide[guide.attrs["subject"]].values[comparable(self.spec, spec_of(guide))], np.float32)
 
     def describe(self) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The figure of an evaluation of super-resolution: how every method does, crops of what it makes, and spectra."""
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .figure import COLOURS, FAINT, INK, MARKERS, SHADE, STYLE, stretched
+from .figure import COLOURS, FAINT, INK, MARKERS, SHADE, STYLE, stretched, wrapped
 from .scores import selected
 from .superres import SuperresEvaluation
 from .superres_methods import SuperresMethod
@@ -134,7 +133,7 @@ def _caption(found: SuperresEvaluation, picture: Picture) -> str:
         measured = f"{score.psnr_db:.2f} dB, {score.sam_deg:.2f}°"
     else:
         measured = "" if score.qnr is None else f"QNR {score.qnr:.3f}"
-    return f"{_wrapped(method.label, 30)}\n{measured}"
+    return f"{wrapped(method.label)}\n{measured}"
 
 
 def _spectra(found: SuperresEvaluation, protocol: str, pictures: list[Picture], figure: "SubFigure") -> None:
@@ -168,7 +167,3 @@ def _spectrum(axes: "Axes", wavelength: Any, values: Any, look: dict[str, Any]) 
     """A line, broken where bands are missing or far apart."""
     gaps = np.flatnonzero(np.diff(wavelength) > 40) + 1
     axes.plot(np.insert(wavelength, gaps, np.nan), np.insert(values.astype(float), gaps, np.nan), **look)
-
-
-def _wrapped(label: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(label.replace("+", " +").replace(":", ": "), width, break_on_hyphens=False))

@@ -46,7 +46,7 @@ def evaluate_superres_files(
     if scale not in SCALES:
         raise ConfigError(f"--scale is {scale}; expected one of {', '.join(map(str, SCALES))}")
     chosen, wanted = parse_superres_methods(methods or default_methods(scale)), parse_protocols(protocols)
-    guides = list(dict.fromkeys(method.own.guide for method in chosen if method.guided))
+    guides = list(dict.fromkeys(["finest", *(method.own.guide for method in chosen if method.guided)]))
     grounds: list[Ground] = []
     for source in sources:
         ground = read_ground(source, scale, mtf, crop, guides, [one.name for one in grounds])
