@@ -174,8 +174,8 @@ class Croma(Backbone):
         y = token_mean(_there(tokens), None if valid is None else _patches_with(valid))
         if self.modality != "joint":
             y = (self.s1_GAP_FFN if self.modality == "radar" else self.s2_GAP_FFN)(y)
-        y = self.head(y)
-        return y
+        made: Tensor = self.head(y)
+        return made
 
     def features(self, x: Tensor, indices: Sequence[int] | None = None, valid: Tensor | None = None) -> list[Tensor]:
         """The tokens after blocks of the last encoder as maps, for heads that label pixels.

@@ -90,11 +90,13 @@ def fit(
     spec = source.spec
     guides = guides_of(source)
     tiles = [_tile_bytes(stages, specs, guides, step) for step in range(len(stages))]
-    base = BASE_BYTES + (NETWORK_BYTES if any(tiles) else 0)
+    weights = [stage.weight_bytes() for stage in stages]
+    base = BASE_BYTES + (NETWORK_BYTES if any(tiles) else 0) + sum(weights)
     shape = _shared(spec.shape, workers)
     workers = workers if together else 1
     tile_workers = max(min(workers, (memory - base) // max([1, *tiles])), 1)
     floor = max(_ingest_bytes(spec, ingest), base + tile_workers * max(tiles, default=0))
+    floor = max(floor, base + max(weights, default=0))
     if any(stage.passes for stage in stages):
         statistics = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         floor = max(floor, base + workers * _block_bytes(stages, specs, guides, statistics, spec.shape))

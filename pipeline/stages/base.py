@@ -100,6 +100,10 @@ class Stage(BaseModel):
         """Memory that `infer` takes at its peak for a group of tiles, beside the blocks it is given."""
         return 0
 
+    def weight_bytes(self) -> int:
+        """Bytes of the network's weights, which a process holds once, and twice while it loads them."""
+        return 0
+
     def smaller(self, spec: SceneSpec) -> Iterator[Stage]:
         """This stage with ever smaller tiles for its network; nothing where their size is the network's own."""
         return iter(())

@@ -144,6 +144,10 @@ class Classify(Stage):
         """What a network takes for a group of tiles, by a measurement of it."""
         return self._network.tile_bytes(spec) if self._network else 0
 
+    def weight_bytes(self) -> int:
+        """Those of a network."""
+        return self._network.weight_bytes() if self._network else 0
+
     def smaller(self, spec: SceneSpec) -> Iterator[Stage]:
         """This stage with ever smaller tiles."""
         for side in self._network.smaller(spec) if self._network else ():

@@ -115,6 +115,10 @@ class Embed(Stage):
         """What the network takes for a group of tiles, by a measurement of it."""
         return self._network.tile_bytes(spec) if self.model is not None else 0
 
+    def weight_bytes(self) -> int:
+        """Those of the network."""
+        return self._network.weight_bytes() if self.model is not None else 0
+
     def smaller(self, spec: SceneSpec) -> Iterator[Stage]:
         """This stage with ever smaller tiles."""
         for side in self._network.smaller(spec):

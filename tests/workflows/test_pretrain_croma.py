@@ -188,3 +188,6 @@ def test_what_does_not_fit_is_told(write, pairs, tmp_path):
 def test_defaults_are_those_of_the_method(pairs):
     recipe = PretrainRecipe.model_validate({"kind": "pretrain", "method": "croma", "data": {"pairs": pairs}})
     assert (recipe.model, recipe.size, recipe.method.mask_ratio, recipe.blur) == ("croma_base", 120, 0.75, 0.0)
+    library = load_recipe(Path(cubeloom.__file__).parents[1] / "workflows/library/pretrain_croma.yaml")
+    assert isinstance(library, PretrainRecipe)
+    assert library.method.name == "croma"

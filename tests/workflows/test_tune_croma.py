@@ -32,7 +32,8 @@ NAMES = {1: "water", 2: "forest", 3: "soil"}
 def pair(sentinel_scenes):
     """Both sensors over fields of 16 px, and their classes: one tells 1 from 2 and 3, the other 3 from 1 and 2."""
     draw = np.random.default_rng(4)
-    truth = np.kron(draw.integers(1, 4, (SIDE // FIELD,) * 2), np.ones((FIELD, FIELD), int))
+    fields = draw.permutation(np.resize([1, 2, 3], (SIDE // FIELD) ** 2)).reshape(SIDE // FIELD, -1)
+    truth = np.kron(fields, np.ones((FIELD, FIELD), int))
     bright, rough = np.where(truth == 1, -0.7, 0.7), np.where(truth == 3, 0.7, -0.7)
     optical = np.array(S2_MEAN)[:, None, None] + np.array(S2_STD)[:, None, None] * (
         bright + draw.normal(0, 0.2, (12, SIDE, SIDE))
@@ -69,7 +70,7 @@ def write(folder, tmp_path):
             "validation_split": {**split, "seed": 1},
             "classes": {value: {"name": name} for value, name in NAMES.items()},
         }
-        loop = {"steps": 30, "batch": 4, "validate_every": 10, "threads": 1, "learning_rate": 0.03}
+        loop = {"steps": 60, "batch": 4, "validate_every": 20, "threads": 1, "learning_rate": 0.03}
         recipe = {"kind": "tune", "backbone": "croma_nano", "tune": "frozen", "head": "linear", "tile_px": PX, **loop}
         recipe = {**recipe, "scenes": scenes, **changes}
         recipe["scenes"] = {**scenes, **changes.get("scenes", {})}
@@ -77,6 +78,12 @@ def write(folder, tmp_path):
         return tmp_path / "recipe.yaml"
 
     return write
+
+
+def best_alone(truth: np.ndarray) -> float:
+    """Accuracy of who knows all that one sensor can tell."""
+    water, forest, soil = (np.mean(truth == value) for value in NAMES)
+    return max(water + max(forest, soil), soil + max(water, forest))
 
 
 def test_a_head_is_tuned_on_both_and_classify_runs_it(write, pair, tmp_path):
@@ -87,7 +94,7 @@ def test_a_head_is_tuned_on_both_and_classify_runs_it(write, pair, tmp_path):
     assert card.settings["backbone"] == "croma_nano"
     *scenes, truth = pair
     mapped = cubeloom.classify(*scenes, model=str(out))
-    assert (mapped.classes.values == truth).mean() > 0.8
+    assert (mapped.classes.values == truth).mean() > 0.04 + best_alone(truth)
     source = SceneSource(scenes[0], spec_of(scenes[0]))
     guides = {"radar": regridded(SceneSource(scenes[1], spec_of(scenes[1])), source.spec)}
     run_to_store(with_guides(source, guides), [Mask(), Classify(model=str(out))], tmp_path / "s.zarr")
@@ -159,7 +166,7 @@ def test_a_linear_head_is_fitted(folder, pair, encoder, tmp_path):
     card = fit_head(optical, folder / "labels.tif", NAMES, radar=radar, **options)
     assert card.metrics["overall_accuracy"] > 0.6
     mapped = cubeloom.classify(optical, radar, model=str(out))
-    assert (mapped.classes.values == truth).mean() > 0.7
+    assert (mapped.classes.values == truth).mean() > best_alone(truth)
 
 
 def test_embeddings_are_probed(pair, encoder):

@@ -63,30 +63,31 @@ class CrossModalModule(PretrainModule):
         return self.loss(radar, optical, of_radar, of_optical)
 
     def loss(
-        self, radar: Tensor, optical: Tensor, of_radar: tuple[Tensor, Tensor], of_optical: tuple[Tensor, Tensor]
+        self, radar: Tensor, optical: Tensor, radar_places: tuple[Tensor, Tensor], optical_places: tuple[Tensor, Tensor]
     ) -> Tensor:
         """The three losses summed.
 
         Args:
             radar: (N, 2, H, W), scaled.
             optical: (N, 12, H, W), scaled.
-            of_radar: indices of its patches that are seen, and of those that are hidden, (N, n) each.
-            of_optical: the same of the other.
+            radar_places: indices of its patches that are seen, and of those that are hidden, (N, n) each.
+            optical_places: the same of the other.
         """
-        network, (seen_radar, hidden_radar), (seen_optical, hidden_optical) = self.network, of_radar, of_optical
+        network = self.network
+        (seen_radar, hidden_radar), (seen_optical, hidden_optical) = radar_places, optical_places
         bias = alibi(self.side, self.side, radar.device, radar.dtype)
         own = chosen(bias, seen_radar, seen_radar)
         radar_tokens = _visible(network.s1_encoder, radar, seen_radar, own)
         optical_tokens = _visible(network.s2_encoder, optical, seen_optical, chosen(bias, seen_optical, seen_optical))
         across = chosen(bias, seen_radar, seen_optical)
         joint = network.joint_encoder(radar_tokens, own, optical_tokens, across)
-        made = self.decode(joint, seen_radar).split([PATCH**2 * CHANNELS[name] for name in ("optical", "radar")], 2)
-        wanted = targets(torch.cat([optical, radar], 1), PATCH).split([one.shape[2] for one in made], 2)
-        errors = [
-            functional.mse_loss(taken(found, hidden), taken(truth, hidden))
-            for found, truth, hidden in zip(made, wanted, (hidden_optical, hidden_radar), strict=True)
-        ]
-        return self.contrast(radar_tokens, optical_tokens) + errors[0] + errors[1]
+        made, wanted = self.decode(joint, seen_radar), targets(torch.cat([optical, radar], 1), PATCH)
+        border = PATCH**2 * CHANNELS["optical"]
+        of_optics, of_radar = (
+            functional.mse_loss(taken(made[..., part], hidden), taken(wanted[..., part], hidden))
+            for part, hidden in ((slice(border), hidden_optical), (slice(border, None), hidden_radar))
+        )
+        return self.contrast(radar_tokens, optical_tokens) + of_optics + of_radar
 
     def contrast(self, radar_tokens: Tensor, optical_tokens: Tensor) -> Tensor:
         """InfoNCE of the two sensors of each place against all others of the batch, either way."""

@@ -147,7 +147,9 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
     parts: list[Locations] = []
     if data.earth is not None:
         parts.append(EarthLocations(find_patches(data.earth), card))
-    places = {f"scene_{number}": dates for number, dates in enumerate(data.scenes)}
+    places: dict[str, Sequence[Path | PairedScenes]] = {
+        f"scene_{number}": dates for number, dates in enumerate(data.scenes)
+    }
     places |= {f"pair_{number}": (pair,) for number, pair in enumerate(data.pairs)}
     parts += [_blocks(dates, card, edge, folder / f"{name}_by_pixel") for name, dates in places.items()]
     if data.simulated is not None:
