@@ -107,8 +107,8 @@ def simulate_sentinel2(
         write_documents(root, facts)
         settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset}
         (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        place = Affine(10, 0, look.grid.left, 0, -10, look.grid.top)
-        layout = profile(Grid(look.grid.shape(10), f"EPSG:{look.grid.epsg}", place), "uint8", 1, "tiled")
+        corner = Affine(10, 0, look.grid.left, 0, -10, look.grid.top)
+        layout = profile(Grid(look.grid.shape(10), f"EPSG:{look.grid.epsg}", corner), "uint8", 1, "tiled")
         write_class_map(truth, cover_map(look), layout)
         return SimulatedProduct(replace_in(out, root), replace_in(out, truth), name)
 

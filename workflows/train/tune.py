@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card, card_path, read_card
+from cubeloom.models.location import Located
 from cubeloom.models.network import Backbone, Network
 from cubeloom.models.registry import create_model, model_card, save_model
 from cubeloom.models.spectral_tasks import BLENDED
@@ -55,10 +56,10 @@ class TuneModule(LoopModule):
         super().on_train_batch_start(batch, batch_idx)
         set_modes(self.network, drifting_norms=self.tuning.drifting_norms)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Loss of a batch."""
-        cubes, targets = batch
-        return self.loss(self.network(cubes), targets)
+        cubes, targets, *places = batch
+        return self.loss(self.network(cubes, *places), targets)
 
     def learning(self) -> list[dict[str, Any]]:
         """Head and backbone, each with its learning rate."""
@@ -91,7 +92,9 @@ def encoder_of(network: nn.Module) -> Any:  # noqa: ANN401 - a Backbone
 
 
 def head_parts(network: nn.Module) -> list[nn.Module]:
-    """What stands behind the backbone."""
+    """What stands behind the backbone, and a prior by place."""
+    if isinstance(network, Located):
+        return [*head_parts(network.network), network.prior]
     encoder = getattr(network, "encoder", None)
     if encoder is None:
         return [encoder_of(network).head]
@@ -211,6 +214,8 @@ def build(recipe: TuneRecipe, data: TuneData, out: Path) -> tuple[Network, Card]
         "segment": (_of_pixels(recipe), {**behind, "head": recipe.head, "num_classes": count}),
         "regress": ("spectral_regressor", {**behind, "outputs": count}),
     }.get(recipe.task, (base.family, {**settings, "num_classes": count}))
+    if recipe.location:
+        family, settings = "located", {"network": family, "network_settings": settings}
     network = create_model(family, None, **settings)
     place = encoder_of(network)
     place.load_state_dict({**place.state_dict(), **encoder.state_dict()})  # whose head is not of the backbone

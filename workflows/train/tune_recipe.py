@@ -173,6 +173,7 @@ class TuneRecipe(StartPart):
         drifting_norms: let batch norms that do not learn follow the new data's statistics, as the published code does.
         earth: a set of SpectralEarth to learn from; or
         scenes: labelled scenes.
+        location: give the network a prior by where a tile's middle lies on Earth, which learns with the head.
         tile_px: side of a tile, px.
         batch: tiles of a step.
         balance: 0 counts every pixel (or label) alike, 1 every class; between, weights are (class size) ** -balance.
@@ -194,6 +195,7 @@ class TuneRecipe(StartPart):
     drifting_norms: bool = False
     earth: EarthPart | None = None
     scenes: ScenesPart | None = None
+    location: bool = False
     tile_px: Count = 128
     batch: Count = 8
     balance: Fraction = 0.0
@@ -221,6 +223,8 @@ class TuneRecipe(StartPart):
             yield "scenes have classes and no values to regress; choose another task, or earth with hyperview"
         if self.task != "segment" and self.scenes is not None and self.scenes.other_date is not None:
             yield f"scenes.other_date is for task segment, not {self.task}; leave it out"
+        if self.location and (self.scenes is None or self.task == "regress"):
+            yield "location is for classes of scenes, whose map projection tells where tiles lie; leave it out"
         known = BEST_BY[self.task]
         if self.best_by not in known:
             yield f"best_by {self.best_by} is not measured with task {self.task}; expected {', '.join(known)}"

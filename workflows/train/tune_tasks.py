@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cubeloom.models.checkpoints import load_strictly, read_weights, write_weights
+from cubeloom.models.location import Located
 from cubeloom.models.network import Network
 from cubeloom.untrusted import load_json
 from cubeloom.workflows.evaluate.class_metrics import (
@@ -22,7 +23,7 @@ from cubeloom.workflows.evaluate.class_metrics import (
 )
 
 from .tune_recipe import BEST_BY, TuneRecipe, TuneTask
-from .tune_tiles import IGNORE, Tiles, target_of
+from .tune_tiles import IGNORE, Tiles, places, target_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _LEAST = frozenset({"loss"})
@@ -99,8 +100,10 @@ def evaluate(network: nn.Module, tiles: Tiles, task: TuneTask, names: Sequence[s
     loss, outputs, truths, total, samples = loss_of(task), [], [], 0.0, 0
     confusion = np.zeros((len(names), len(names)), np.int64)
     for start in range(0, len(tiles), _AT_ONCE):
-        cubes, truth = _stacked(tiles, range(start, min(start + _AT_ONCE, len(tiles))), task, len(names))
-        output = network(cubes.to(device)).float().cpu()
+        indices = range(start, min(start + _AT_ONCE, len(tiles)))
+        cubes, truth = _stacked(tiles, indices, task, len(names))
+        where = places(tiles, indices) if isinstance(network, Located) else ()
+        output = network(cubes.to(device), *(place.to(device) for place in where)).float().cpu()
         count = int((truth != IGNORE).sum()) if task in ("segment", "classify") else len(truth)
         total, samples = total + float(loss(output, truth)) * count, samples + count
         if task in ("segment", "classify"):

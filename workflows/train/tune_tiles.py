@@ -1,18 +1,21 @@
 """Tiles that a backbone is tuned on: cut from labelled images, changed at random, and drawn into batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from odc.geo.geobox import GeoBox
 from torch import Tensor
 from torch.nn import functional
 
 from cubeloom.errors import InputError
 from cubeloom.models.cards import Card
 from cubeloom.pipeline.band_input import BandInput
+from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.regrid import centre_lonlat
 
 from .labelled import LabelledImage
 from .tune_recipe import AugmentPart, TuneRecipe, TuneTask
@@ -35,6 +38,14 @@ class Tiles(Protocol):
         ...
 
 
+class PlacedTiles(Tiles, Protocol):
+    """Tiles that are known to lie somewhere."""
+
+    def lonlat(self, index: int) -> tuple[float, float]:
+        """Longitude and latitude of a tile's middle, degrees."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Area:
     """An image as a network sees it.
@@ -43,15 +54,17 @@ class Area:
         name: for messages.
         cube: (D, y, x), standardised, without NaN.
         target: (y, x) class indices, IGNORE where there is none.
+        grid: where it lies; None where that is not known.
     """
 
     name: str
     cube: FloatArray
     target: npt.NDArray[np.int64]
+    grid: GeoBox | None = None
 
     def within(self, mask: BoolArray) -> "Area":
         """The same with the labels of some pixels alone."""
-        return Area(self.name, self.cube, np.where(mask, self.target, IGNORE))
+        return replace(self, target=np.where(mask, self.target, IGNORE))
 
     def with_date(self, other: "Area") -> "Area":
         """The channels of the same pixels at another date behind these; labels where both dates have some.
@@ -65,9 +78,20 @@ class Area:
                 "on one grid"
             )
         known = (self.target != IGNORE) & (other.target != IGNORE)
-        return replace(
-            self, cube=np.concatenate([self.cube, other.cube]), target=np.where(known, self.target, IGNORE)
-        )
+        return replace(self, cube=np.concatenate([self.cube, other.cube]), target=np.where(known, self.target, IGNORE))
+
+    def lonlat(self, row: int, col: int, px: int) -> tuple[float, float]:
+        """Longitude and latitude of the middle of a tile of `px` px, degrees.
+
+        Raises:
+            InputError: the area has no map projection.
+        """
+        found = centre_lonlat(self.grid, Window(row, col, px, px)) if self.grid is not None else None
+        if found is None:
+            raise InputError(
+                f"{self.name}: has no map projection, so where its tiles lie is not known; leave location out"
+            )
+        return found
 
 
 def area(image: LabelledImage, card: Card) -> Area:
@@ -81,7 +105,7 @@ def area(image: LabelledImage, card: Card) -> Area:
     index[[one.value for one in image.classes]] = np.arange(len(image.classes))
     if image.bands is not None:
         cube, known = BandInput.of(card, image.bands).prepared(image.cube, image.valid)
-        return Area(image.name, cube, np.where(known, index[image.labels], IGNORE))
+        return Area(image.name, cube, np.where(known, index[image.labels], IGNORE), image.grid)
     if len(image.cube) != card.bands or card.input_bands is not None:
         raise InputError(
             f"{image.name}: {len(image.cube)} bands of unknown wavelengths; the backbone takes {card.bands} bands of "
@@ -129,6 +153,11 @@ class SceneTiles:
         one, window = self.areas[number], np.s_[row : row + self.px, col : col + self.px]
         return one.cube[:, *window], one.target[window]
 
+    def lonlat(self, index: int) -> tuple[float, float]:
+        """See `PlacedTiles`."""
+        number, row, col = self.corners[index]
+        return self.areas[number].lonlat(int(row), int(col), self.px)
+
     def class_counts(self, classes: int) -> npt.NDArray[np.int64]:
         """Labelled pixels of each class, (K,)."""
         found = [one.target[one.target != IGNORE] for one in self.areas]
@@ -147,7 +176,8 @@ class GridTiles:
     """
 
     def __init__(self, areas: Sequence[Area], px: int) -> None:
-        self.px, self._tiles = px, []
+        self.px = px
+        self._tiles: list[tuple[Area, tuple[int, int], npt.NDArray[np.int64]]] = []
         for one in areas:
             _require_room(one, px)
             left = one.target.copy()
@@ -155,7 +185,7 @@ class GridTiles:
                 for col in _starts(left.shape[1], px):
                     window = np.s_[row : row + px, col : col + px]
                     if (left[window] != IGNORE).any():
-                        self._tiles.append((one.cube, window, left[window].copy()))
+                        self._tiles.append((one, (row, col), left[window].copy()))
                     left[window] = IGNORE
         if not self._tiles:
             raise InputError(f"{', '.join(one.name for one in areas)}: no label to validate or test with")
@@ -165,8 +195,13 @@ class GridTiles:
 
     def tile(self, index: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """See `Tiles`."""
-        cube, window, target = self._tiles[index]
-        return cube[:, *window], target
+        one, (row, col), target = self._tiles[index]
+        return one.cube[:, row : row + self.px, col : col + self.px], target
+
+    def lonlat(self, index: int) -> tuple[float, float]:
+        """See `PlacedTiles`."""
+        one, corner, _ = self._tiles[index]
+        return one.lonlat(*corner, self.px)
 
 
 def target_of(task: TuneTask, found: npt.NDArray[Any], classes: int) -> npt.NDArray[Any]:
@@ -202,17 +237,21 @@ class TileBatches:
         self.tiles, self.recipe, self.classes = tiles, recipe, classes
         self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Cubes (N, D, h, w) and their targets, of a step from 0; a function of seed and step."""
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Cubes (N, D, h, w) and their targets, of a step from 0; a function of seed and step.
+
+        With `location` also longitudes and latitudes, (N, 2).
+        """
         size = self.recipe.batch
         draw = np.random.default_rng([self.recipe.seed, _CHANGES, step])
         cubes, targets = [], []
-        for position in range(step * size, (step + 1) * size):
-            cube, found = self.tiles.tile(self._place(position))
+        indices = [self._place(position) for position in range(step * size, (step + 1) * size)]
+        for index in indices:
+            cube, found = self.tiles.tile(index)
             cube, found = augmented(cube, found, self.recipe.augment, draw)
             cubes.append(torch.from_numpy(cube))
             targets.append(torch.from_numpy(target_of(self.recipe.task, found, self.classes).copy()))
-        return torch.stack(cubes), torch.stack(targets)
+        return torch.stack(cubes), torch.stack(targets), *(places(self.tiles, indices) if self.recipe.location else ())
 
     def _place(self, position: int) -> int:
         epoch, place = divmod(position, len(self.tiles))
@@ -220,6 +259,12 @@ class TileBatches:
             draw = np.random.default_rng([self.recipe.seed, _ORDER, epoch])
             self._epoch = (epoch, draw.permutation(len(self.tiles)))
         return int(self._epoch[1][place])
+
+
+def places(tiles: Tiles, indices: Iterable[int]) -> tuple[Tensor]:
+    """Longitude and latitude of the middles of some tiles, (N, 2) float64, as the one more input of a network."""
+    placed = cast("PlacedTiles", tiles)
+    return (torch.tensor([placed.lonlat(index) for index in indices], dtype=torch.float64),)
 
 
 def augmented(
