@@ -73,7 +73,6 @@ class ModelHandle:
                     raise ModelError(f"model {self.name}: its weights were changed while the run was using them")
                 network = create_model(self.name, self.weights).for_inference().eval()
                 _WEIGHT_BYTES[self] = sum(value.nbytes for value in network.state_dict().values())
-                _WEIGHT_BYTES[self] = sum(value.nbytes for value in network.state_dict().values())
                 network = Dense(network) if self.dense else network
                 _LOADED[key] = network.to(device).requires_grad_(False)
                 while len(_LOADED) > MODELS_HELD:
@@ -109,7 +108,6 @@ def _ask_for_huge_pages() -> None:
 
 _LOADING = threading.Lock()
 _LOADED: "OrderedDict[tuple[ModelHandle, str], torch.nn.Module]" = OrderedDict()
-_WEIGHT_BYTES: dict[ModelHandle, int] = {}
 _WEIGHT_BYTES: dict[ModelHandle, int] = {}
 _GPU = threading.Lock()
 """One batch at a time on a GPU: two would halve the memory of each."""
@@ -268,12 +266,6 @@ def _compute_on_one_thread() -> None:
     if not getattr(_THREAD, "set", False):
         torch.set_num_threads(1)
         _THREAD.set = True
-
-
-def weight_bytes(handle: ModelHandle) -> int:
-    """Bytes of a network's weights."""
-    handle.load("cpu")
-    return _WEIGHT_BYTES[handle]
 
 
 def weight_bytes(handle: ModelHandle) -> int:

@@ -244,12 +244,6 @@ class TileNetwork(ABC):
 
         return weight_bytes(self.handle)
 
-    def weight_bytes(self) -> int:
-        """Those of the network."""
-        from cubeloom.pipeline.inference import weight_bytes
-
-        return weight_bytes(self.handle)
-
     def infer(self, tiles: Sequence[Block], threads: int) -> Inferred:
         """What the network makes of a group of tiles: images to be blended.
 
