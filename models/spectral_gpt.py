@@ -157,7 +157,7 @@ class SpectralGpt(Backbone):
         for number, block in enumerate(self.blocks[: chosen[-1] + 1]):
             tokens = block(tokens)
             if number in chosen:
-                places = self.norm(tokens).unflatten(1, shape).permute(0, 1, 4, 2, 3)
+                places = self.norm(tokens).view(len(x), *shape, -1).permute(0, 1, 4, 2, 3)
                 maps.append(places.mean(1) if self.joined == "mean" else places.flatten(1, 2))
         return maps
 
@@ -212,7 +212,7 @@ class SpectralGpt(Backbone):
     def _places(self, rows: int, cols: int) -> Tensor:
         if self.positions == "separable":
             return separable_positions(self.pos_embed_temporal, self.pos_embed_spatial, rows, cols)
-        return resized(self.pos_embed_joint.unflatten(1, (self.groups, -1))[0], rows, cols).flatten(0, 1)[None]
+        return resized(self.pos_embed_joint.view(self.groups, -1, self.width), rows, cols).flatten(0, 1)[None]
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.channels or any(side % self.multiple or not side for side in x.shape[2:]):

@@ -69,5 +69,5 @@ def multi_target_loss(foretold: Tensor, target: Tensor, masked: Tensor, groups: 
     """
     wrong = foretold - target
     of_masked = wrong.take_along_dim(masked[..., None], 1).square().mean()
-    of_sums = wrong.unflatten(1, (groups, -1)).sum(1).square().mean()
+    of_sums = wrong.view(len(wrong), groups, -1, wrong.shape[2]).sum(1).square().mean()
     return of_masked + of_sums

@@ -91,7 +91,7 @@ def resized(table: Tensor, rows: int, cols: int) -> Tensor:
     side = round(table.shape[1] ** 0.5)
     if (rows, cols) == (side, side):
         return table
-    image = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    image = table.view(len(table), side, side, -1).permute(0, 3, 1, 2)
     return functional.interpolate(image, (rows, cols), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 

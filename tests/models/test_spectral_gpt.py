@@ -532,9 +532,9 @@ class TestTraining:
                 "scenes": scenes,
                 "tile_px": PX,
                 "batch": 4,
-                "steps": 60,
+                "steps": 40,
                 "learning_rate": 3e-3,
-                "validate_every": 20,
+                "validate_every": 40,
                 "log_every": 1,
                 "threads": 1,
             }
@@ -546,7 +546,7 @@ class TestTraining:
 
     def test_a_head_for_pixels_is_tuned_and_classifies_a_scene(self, tuning, sentinel2, tmp_path):
         out = tmp_path / "spectral_segmenter.tiny.safetensors"
-        assert train(tuning(), out).step == 60
+        assert train(tuning(), out).step == 40
         found = self.losses(out)
         assert np.mean(found[-3:]) < 0.5 * np.mean(found[:3])
         card = model_card(out)
@@ -566,7 +566,7 @@ class TestTraining:
         blank.reflectance.values[:] = blank.reflectance.values[:, :1, :1]
         cubeloom.write_scene(blank, before)
         out = tmp_path / "spectral_change.tiny.safetensors"
-        assert train(tuning({"before": str(before)}), out).step == 60
+        assert train(tuning({"before": str(before)}), out).step == 40
         found = self.losses(out)
         assert np.mean(found[-3:]) < 0.5 * np.mean(found[:3])
         card = model_card(out)
