@@ -156,7 +156,7 @@ class SceneTiles:
     def lonlat(self, index: int) -> tuple[float, float]:
         """See `PlacedTiles`."""
         number, row, col = self.corners[index]
-        return self.areas[number].lonlat(int(row), int(col), self.px)
+        return self.areas[int(number)].lonlat(int(row), int(col), self.px)
 
     def class_counts(self, classes: int) -> npt.NDArray[np.int64]:
         """Labelled pixels of each class, (K,)."""
