@@ -60,7 +60,10 @@ class ChangeNetwork(SegmentNetwork):
     def _sample(self, tile: Block, bound: BandInput) -> tuple[FloatImages, BoolArray]:
         """The channels of both dates, and the pixels that take part."""
         guide = tile.guides[self.guide]
+        of_guide = BandInput.of(self.card, guide.spec.bands)
+        cubes = self._measured(tile), self._numbers(guide, guide.spec.subject)
         valid = np.asarray(tile.valid, bool) & np.asarray(guide.valid, bool)
-        earlier = BandInput.of(self.card, guide.spec.bands).prepared(self._numbers(guide, guide.spec.subject), valid)
-        later = bound.prepared(self._measured(tile), valid)
+        for cube in cubes:
+            valid &= np.isfinite(cube).any(axis=0)
+        later, earlier = (way.prepared(cube, valid) for way, cube in zip((bound, of_guide), cubes, strict=True))
         return np.concatenate([later[0], earlier[0]]), later[1] & earlier[1]

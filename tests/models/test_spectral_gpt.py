@@ -18,8 +18,13 @@ from cubeloom.models.registry import create_model, list_models, model_card, save
 from cubeloom.models.spectral_gpt import SpectralGpt
 from cubeloom.models.spectral_gpt_decoder import SpectralGptDecoder, multi_target_loss
 from cubeloom.models.spectral_gpt_layers import patches
+from cubeloom.pipeline import memory
+from cubeloom.pipeline.engine import run_to_store
+from cubeloom.pipeline.guided import with_guides
 from cubeloom.pipeline.lift import lift
-from cubeloom.pipeline.scene import spec_of
+from cubeloom.pipeline.readers.base import SceneSource
+from cubeloom.pipeline.regrid import regridded
+from cubeloom.pipeline.scene import QUALITY_FLAGS, spec_of
 from cubeloom.pipeline.stages.classify import Classify
 from cubeloom.pipeline.stages.embed import Embed
 from cubeloom.pipeline.stages.mask import Mask
@@ -429,6 +434,24 @@ class TestStage:
             scene.reflectance.values[:, *place] = np.nan
         mapped = lift(Classify(model=change[1], guide="before"))(lift(Mask())(later), earlier)
         assert [tuple(place) for place in np.argwhere(mapped.classes.values == 0)] == [(3, 4), (10, 11)]
+
+    def test_blocks_and_what_lies_under_the_masks_do_not_show(self, change, sentinel2, tmp_path, monkeypatch):
+        stage, guide = Classify(model=change[1], guide="before"), "before"
+        (later, _), (earlier, _) = (sentinel2(seed, 136, 144) for seed in (1, 2))
+        earlier.reflectance.values[:, :9, :11] = np.nan
+        later["quality"].values[70:75, 60:80] = QUALITY_FLAGS["cloud"]
+        expected = lift(stage)(lift(Mask())(later.chunk(y=70, x=90)), earlier).probability.values
+        assert np.isnan(expected[0]).sum() == 99 + 100
+        monkeypatch.setattr(memory, "LARGEST_BLOCK", 128)
+        source = SceneSource(later, spec_of(later))
+        guides = {guide: regridded(SceneSource(earlier, spec_of(earlier)), source.spec)}
+        run_to_store(with_guides(source, guides), [Mask(), stage], tmp_path / "s.zarr")
+        found = cubeloom.open_scene(tmp_path / "s.zarr").probability.values
+        np.testing.assert_allclose(found, expected, atol=0.5 / 250 + 1e-6)
+        later.reflectance.values[:, :9, :11] = 7.0
+        earlier.reflectance.values[:, 70:75, 60:80] = 7.0
+        later.reflectance.values[:, 70:75, 60:80] = 7.0
+        np.testing.assert_array_equal(lift(stage)(lift(Mask())(later), earlier).probability.values, expected)
 
     def test_another_date_is_of_the_same_quantity(self, change, sentinel2):
         later, earlier = sentinel2(1, 16, 16)[0], sentinel2(2, 16, 16)[0]
