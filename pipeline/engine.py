@@ -25,11 +25,11 @@ from cubeloom.errors import ConfigError, RetryableError, Stopped, StoreError
 
 from . import store
 from .blocks import Block, guide_blocks, run_chain
-from .chunks import Written, write_block, write_overviews
+from .chunks import Written, laid_out, write_block, write_overviews
 from .clock import Clock, Seconds
 from .encoding import Array, Encoding, Packed
 from .executor import Executor, Pending, open_executor
-from .grids import CHUNK, STATISTICS_BLOCK, Window, tile
+from .grids import STATISTICS_BLOCK, Window, tile
 from .guided import guides_of, with_guides
 from .journal import Journal, MemoryJournal, Progress
 from .memory import DEFAULT_MEMORY, READ_AHEAD
@@ -86,7 +86,8 @@ def _execute(making: Making) -> dict[str, Any]:
     source = plan.source
     if plan.measured:
         _keep(making, "ingest", _ingest(source, plan.measured, staged, executor, work.ingest))
-        source = with_guides(StoreSource(staged, "", source.spec), guides_of(source))
+        stored = replace(source.spec, chunk=plan.edge)
+        source = with_guides(StoreSource(staged, "", stored), guides_of(source))
     settled = settle(making, source, tiles=bool(work.steps))
     if work.steps:
         common = plan, source, settled, staged
@@ -136,7 +137,7 @@ def _ingest_task(source: Source, spec: SceneSpec, staged: Path, window: Window) 
         with clock("read"):
             block = _block_of(spec, window, name, source.read(name, window))
         written += Written({}, 0, {}, clock.seconds)
-        for write, part in _writes(window):
+        for write, part in _writes(window, spec.chunk):
             written += write(staged, block.crop(part))
     return written
 
@@ -147,12 +148,12 @@ def _block_of(spec: SceneSpec, window: Window, name: str, array: Array | Packed)
     return Block(one, window, window, {name: array})
 
 
-def _writes(window: Window) -> list[tuple[Callable[[Path, Block], Written], Window]]:
-    """What writes a block of one variable: parts that make whole overview chunks, and chunks."""
+def _writes(window: Window, edge: int) -> list[tuple[Callable[[Path, Block], Written], Window]]:
+    """What writes a block of one variable: parts that make whole overview chunks, and chunks, of an edge in px."""
     return [
         (write, part)
-        for write, edge in ((write_overviews, 4 * CHUNK), (write_block, CHUNK))
-        for part in window.tiles((edge, edge))
+        for write, side in ((write_overviews, 4 * edge), (write_block, edge))
+        for part in window.tiles((side, side))
     ]
 
 
@@ -172,7 +173,7 @@ def _ingest_together(
         reading = ahead.popleft()
         array, seconds = reading.finish()
         block = _block_of(spec, window, name, array)
-        writing = [executor.submit(write, staged, block.crop(part)) for write, part in _writes(window)]
+        writing = [executor.submit(write, staged, block.crop(part)) for write, part in _writes(window, spec.chunk)]
         del block, array
         ahead.extend(islice(readings, 1))
         written += Written({}, 0, {}, {"read": seconds})
@@ -299,7 +300,7 @@ def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     """
     out = Path(path)
     _require_free(out, overwrite)
-    spec = replace(spec_of(scene), group="", scale=1)
+    (spec,) = laid_out([replace(spec_of(scene), group="", scale=1)])
     with _staging(out) as staged:
         store.create(staged, [spec])
         arrays = {name: da.asarray(scene[name].data) for name in spec.variables}

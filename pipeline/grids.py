@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 CHUNK = 128
-"""Edge of a stored chunk, px. Blocks are whole multiples of it, so that one task owns whole chunks."""
+"""Edge of a stored chunk, px; `cubeloom.pipeline.chunks.laid_out` says where there are wider ones. Blocks are whole
+multiples of a store's, so that one task owns whole chunks."""
 
 STATISTICS_BLOCK = 256
 """Edge, px, of the blocks over which scene statistics are summed.
@@ -92,7 +93,7 @@ def tile(shape: Shape, size: Shape) -> Iterator[Window]:
             yield Window(row, col, min(size[0], shape[0] - row), min(size[1], shape[1] - col))
 
 
-def tile_covering(window: Window, edge: int = CHUNK) -> Iterator[Window]:
+def tile_covering(window: Window, edge: int) -> Iterator[Window]:
     """The whole chunks, of `edge` px, that a window lies in, row by row."""
     for row in range(window.row - window.row % edge, window.stop[0], edge):
         for col in range(window.col - window.col % edge, window.stop[1], edge):

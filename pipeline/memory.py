@@ -10,7 +10,7 @@ import numpy as np
 from cubeloom.errors import ConfigError
 
 from .blocks import halos_before
-from .grids import CHUNK, STATISTICS_BLOCK, Shape, scaled_shape, tile
+from .grids import STATISTICS_BLOCK, Shape, scaled_shape, tile
 from .guided import guides_of
 from .readers.base import Source
 from .regrid import RegriddedSource
@@ -35,11 +35,17 @@ READ_AHEAD = 2
 """Variables that ingest reads while it writes one: a scene's cube comes with two smaller ones."""
 
 
-def ingest_shape(source: Source, memory: int) -> Shape:
-    """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget."""
-    shape = _whole_squares(source.block_shape, 2 * CHUNK)
-    while _ingest_bytes(source.spec, shape) > memory and shape != (CHUNK, CHUNK):
-        shape = _halved(shape)
+def ingest_shape(source: Source, memory: int, edge: int) -> Shape:
+    """The block that suits the file, in squares that an overview chunk is made of, halved until it fits the budget.
+
+    Args:
+        source: what is read.
+        memory: bytes that may be taken.
+        edge: of the store's chunks, px.
+    """
+    shape = _whole_squares(source.block_shape, 2 * edge)
+    while _ingest_bytes(source.spec, shape) > memory and shape != (edge, edge):
+        shape = _halved(shape, edge)
     return shape
 
 
@@ -75,6 +81,7 @@ def fit(
     stages: Sequence[Stage],
     specs: Sequence[SceneSpec],
     ingest: Shape,
+    edge: int,
     workers: int,
     memory: int,
     *,
@@ -82,7 +89,8 @@ def fit(
 ) -> Fit:
     """The largest blocks whose way through the steps fits the budget, and what the run takes.
 
-    The budget is that of a process. All workers share it where they work `together`; else each has one of its own.
+    Blocks have whole chunks, of an `edge` in px. The budget is that of a process. All workers share it where they work
+    `together`; else each has one of its own.
 
     Raises:
         ConfigError: even the smallest block, or one tile of a network, exceeds the budget; shows the arithmetic.
@@ -105,10 +113,10 @@ def fit(
         projected = max(floor, base + steps)
         if projected <= memory:
             return Fit(shape, tile_workers, projected)
-        if shape == (CHUNK, CHUNK) or not stages:
+        if shape == (edge, edge) or not stages:
             hint = _smaller_tiles(stages, specs, guides, tiles, memory - base)
             raise ConfigError(_too_much(spec, base, projected, memory, workers, max(tiles, default=0), hint))
-        shape = _halved(shape)
+        shape = _halved(shape, edge)
 
 
 def _smaller_tiles(
@@ -159,10 +167,10 @@ def _shared(scene: Shape, workers: int) -> Shape:
     return shape
 
 
-def _halved(shape: Shape) -> Shape:
+def _halved(shape: Shape, edge: int) -> Shape:
     """A block of half the size, cut across its longer side."""
     rows, cols = shape
-    return _whole_squares((rows, cols // 2) if cols >= rows and cols > CHUNK else (rows // 2, cols), CHUNK)
+    return _whole_squares((rows, cols // 2) if cols >= rows and cols > edge else (rows // 2, cols), edge)
 
 
 def _whole_squares(shape: Shape, edge: int) -> Shape:

@@ -9,8 +9,8 @@ from typing import Any
 from cubeloom.errors import ConfigError
 
 from .blocks import plan_chain
-from .chunks import block_keys
-from .grids import Shape, Window, tile
+from .chunks import block_keys, laid_out
+from .grids import CHUNK, Shape, Window, tile
 from .memory import DEFAULT_MEMORY, fit, ingest_shape
 from .readers.base import Source
 from .scene import UNCERTAINTY, SceneSpec
@@ -31,6 +31,7 @@ class Plan:
             cost a fraction of the file's tiles and strips to decode again for every pass. None where a step changes
             them (bands were selected) or the store would round them, so that the steps must read the file.
         derived: what the steps add, one spec a group, of the published variables alone.
+        edge: of the store's chunks, px.
         ingest_shape: height and width of a block that is written as it was read, px, whole chunks.
         block_shape: height and width of a block that goes through the steps, px of the source's grid, whole chunks.
         workers: block tasks at a time.
@@ -45,6 +46,7 @@ class Plan:
     specs: tuple[SceneSpec, ...]
     measured: SceneSpec | None
     derived: tuple[SceneSpec, ...]
+    edge: int
     ingest_shape: Shape
     block_shape: Shape
     workers: int
@@ -120,10 +122,11 @@ def make_plan(
     """
     active = tuple(stage for stage in stages if not stage.skipped)
     specs = tuple(plan_chain(source.spec, active))
-    groups = _published(specs, publish)
+    groups = laid_out(_published(specs, publish))
+    edge = groups[0].chunk
     measured, derived = _divide(source.spec, groups) if source.exact or not active else (None, groups)
-    ingest = ingest_shape(source, memory)
-    fitted = fit(source, active, specs, ingest, workers, memory, together=together)
+    ingest = ingest_shape(source, memory, edge)
+    fitted = fit(source, active, specs, ingest, edge, workers, memory, together=together)
     content = content or source.fingerprint()
     identity = _identity(content, active, groups, workflow or {})
     return Plan(
@@ -132,6 +135,7 @@ def make_plan(
         specs=specs,
         measured=measured,
         derived=derived,
+        edge=edge,
         ingest_shape=ingest,
         block_shape=fitted.block_shape,
         workers=workers,
@@ -179,11 +183,13 @@ def _is_kept(name: str, spec: SceneSpec, publish: Sequence[str] | None) -> bool:
 
 
 def _identity(content: str, stages: Sequence[Stage], groups: Sequence[SceneSpec], workflow: Mapping[str, Any]) -> str:
-    parts = {
+    parts: dict[str, Any] = {
         "layout": LAYOUT_VERSION,
         "source": content,
         "stages": [stage.fingerprint() for stage in stages],
         "variables": {spec.group: sorted(spec.variables) for spec in groups},
         "workflow": workflow,
     }
+    if groups[0].chunk != CHUNK:
+        parts["chunk"] = groups[0].chunk
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

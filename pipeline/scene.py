@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from cubeloom.errors import InputError
 
 from .encoding import BOOL, FLAGS, FLOAT, REFLECTANCE, Encoding
-from .grids import Scale
+from .grids import CHUNK, Scale
 
 QUALITY_FLAGS: dict[str, int] = {
     "background": 1 << 0,
@@ -163,6 +163,8 @@ class SceneSpec:
         subject: name of the cube that the next stage works on; the measurement until a stage makes another.
         group: group of the product store this Scene is written to; empty for the native grid and bands.
         scale: how many times finer the grid is than that of the source; a fraction where it is coarser.
+        chunk: edge, px, of the chunks of the store that holds the Scene, on its native grid and finer ones; see
+            `cubeloom.pipeline.chunks.laid_out`, which sets it for a store to be.
         attrs: further JSON-like metadata (angles, cloud cover, licence, ...), carried into store and item.
         guides: scenes of other sensors that stages may look at beside this one, by name, on the native grid or one a
             whole number of times (their `scale`) finer. One with a `group` is published too.
@@ -180,6 +182,7 @@ class SceneSpec:
     subject: str
     group: str = ""
     scale: Scale = 1
+    chunk: int = CHUNK
     history: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     guides: Mapping[str, "SceneSpec"] = field(default_factory=dict)

@@ -77,8 +77,8 @@ def create(path: Path, groups: Sequence[SceneSpec]) -> None:
         for key, content in files.items():
             (path / key).parent.mkdir(parents=True, exist_ok=True)
             (path / key).write_bytes(content.to_bytes())
-        for folder in {(path / key).parent for spec in groups for key in _all_keys(spec)}:
-            folder.mkdir(parents=True)
+        for folder in {key.rpartition("/")[0] for spec in groups for key in _all_keys(spec)}:
+            (path / folder).mkdir(parents=True)
     except OSError as error:
         raise StoreError(f"{path}: cannot lay out the store: {error.strerror}") from error
 

@@ -1,6 +1,7 @@
 """Published product stores, read back as Scenes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,14 @@ def _read_spec(path: Folder, store: Any, root: str, group: str) -> SceneSpec:  #
     frame = frame.assign_coords(detector=("band", _names(frame["detector"])))
     added = {"Conventions", "zarr_conventions", "coordinates"}
     frame.attrs = {k: v for k, v in frame.attrs.items() if k not in added and not k.startswith(("proj:", "spatial:"))}
-    return spec_of(frame)
+    spec = spec_of(frame)
+    return replace(spec, chunk=_chunk(frame) * Fraction(spec.scale).denominator)
+
+
+def _chunk(frame: xr.Dataset) -> int:
+    """Edge, px, of a group's chunks: stores of other releases may have others than would be laid out now."""
+    cube = next(iter(frame.data_vars.values()))
+    return int(cube.encoding["chunks"][-1])
 
 
 def _is_group(node: object) -> bool:
@@ -90,7 +98,7 @@ class StoreSource:
 
     @property
     def block_shape(self) -> Shape:
-        """Four by four chunks, or the whole grid where it is smaller."""
+        """Some whole chunks, or the whole grid where it is smaller."""
         return min(512, self.spec.shape[0]), min(512, self.spec.shape[1])
 
     @property

@@ -8,13 +8,19 @@ import odc.geo.xr  # noqa: F401 - registers the accessor
 import pytest
 import rioxarray  # noqa: F401 - registers the accessor
 import xarray as xr
+import zarr
+from odc.geo.geobox import GeoBox
 
 import cubeloom
 from cubeloom.errors import ConfigError, StoreError
-from cubeloom.pipeline import chunks, store
+from cubeloom.pipeline import chunks, memory, store
 from cubeloom.pipeline.blocks import Block
+from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.grids import Window
+from cubeloom.pipeline.plan import make_plan
+from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.scene import Variable, cube_variable, spec_of
+from cubeloom.pipeline.stages import Superres
 
 
 @pytest.fixture
@@ -173,8 +179,6 @@ def test_a_write_that_fails_leaves_nothing(make_scene, tmp_path):
 
 def test_a_finer_group_is_a_scene_of_its_own(make_scene, tmp_path):
     """A block of the native grid owns whole chunks of a finer grid too."""
-    from odc.geo.geobox import GeoBox
-
     scene = make_scene(height=200, width=150, bands=2, background=0)
     spec = spec_of(scene)
     grid = GeoBox((400, 300), spec.grid.affine * spec.grid.affine.scale(0.5), spec.grid.crs)
@@ -196,6 +200,47 @@ def test_a_finer_group_is_a_scene_of_its_own(make_scene, tmp_path):
     assert opened.rio.transform().a == 15
     assert spec_of(opened).scale == 2
     assert opened.reflectance.shape == (2, 400, 300)
+
+
+@pytest.mark.parametrize(
+    ("bands", "side", "finest", "edge"),
+    [
+        (224, 1250, 1, 128),
+        (224, 10980, 1, 128),
+        (4, 10980, 1, 256),
+        (4, 1250, 1, 128),
+        (4, 10980, 2, 256),
+        (4, 10980, 4, 128),
+    ],
+)
+def test_scenes_of_few_bands_and_many_pixels_get_wider_chunks(make_scene, bands, side, finest, edge):
+    """Not those of imaging spectrometers, small ones, or ones whose finest group would make a block too large."""
+    spec = spec_of(make_scene(height=2, width=2, bands=bands))
+    grids = {scale: GeoBox((side * scale, side * scale), spec.grid.affine, spec.grid.crs) for scale in (1, finest)}
+    groups = [replace(spec, grid=grid, scale=scale) for scale, grid in grids.items()]
+    assert [chunks.chunk_edge(laid) for laid in chunks.laid_out(groups)] == [edge] * len(groups)
+
+
+def test_wider_chunks_hold_the_same_product_whatever_the_blocks(make_scene, tmp_path, monkeypatch):
+    """Whole ones in every group; a store of narrow ones is read by its own metadata."""
+    source = open_source(cubeloom.write_scene(make_scene(height=530, width=600, bands=3), tmp_path / "in.zarr"))
+    steps = [Superres(scale=2)]
+    run_to_store(source, steps, tmp_path / "narrow.zarr")
+    narrow = make_plan(source, steps).identity
+    monkeypatch.setattr(chunks, "FEWEST_WIDE", 4)  # else it takes a scene of 2000 px
+    assert make_plan(source, steps).identity != narrow
+    found = []
+    for block in (256, 512):
+        monkeypatch.setattr(memory, "LARGEST_BLOCK", block)
+        out = tmp_path / "wide.zarr"
+        run_to_store(source, steps, out, overwrite=True)
+        found.append({file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()})
+    assert found[0] == found[1]
+    store.verify(out)
+    for group in ("", "x2", "overviews/2", "x2/overviews/2", "x2/overviews/4"):
+        wide, before = (cubeloom.open_scene(tmp_path / name, group=group) for name in ("wide.zarr", "narrow.zarr"))
+        xr.testing.assert_identical(wide.load(), before.load())
+        assert {v.chunks[-2:] for _, v in zarr.open_group(out / group, mode="r").arrays() if v.ndim > 1} == {(256, 256)}
 
 
 def test_class_layers_come_back(make_scene, tmp_path):
