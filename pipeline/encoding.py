@@ -87,6 +87,10 @@ class Packed:
         """The decoded values."""
         return self.encoding.decode(self.data)
 
+    def take(self, index: slice | npt.NDArray[np.intp]) -> "Packed":
+        """Some entries of the first axis, still packed."""
+        return Packed(self.data[index], self.encoding, None if self.clipped is None else self.clipped[index])
+
 
 REFLECTANCE = Encoding("int16", 1e-4, -32768)
 FLOAT = Encoding("float32", None, float("nan"))

@@ -18,7 +18,7 @@ from cubeloom.errors import ConfigError
 from .blocks import PREDICTION, Block, plan_stage
 from .encoding import Array
 from .grids import STATISTICS_BLOCK, Window, tile
-from .readers.base import SceneSource, Source, to_scene
+from .readers.base import SceneSource, Source, to_scene, values
 from .regrid import RegriddedSource, regridded
 from .scene import SceneSpec, scene_from, spec_of
 from .stages.base import NO_STATS, Stage, Stats, add_stats
@@ -291,4 +291,4 @@ def _apply(
     if blended is not None:
         block = replace(block, arrays={**block.arrays, PREDICTION: blended})
     made = stage.apply(block, stats)
-    return {name: core.scaled(factor).crop(made[name], window.scaled(factor)) for name in names}
+    return {name: core.scaled(factor).crop(values(made[name]), window.scaled(factor)) for name in names}

@@ -14,6 +14,7 @@ from cubeloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.blocks import Block
+    from cubeloom.pipeline.encoding import Packed
     from cubeloom.pipeline.regrid import Shift
     from cubeloom.pipeline.scene import SceneSpec
     from cubeloom.pipeline.tiles import Inferred, Tiling
@@ -115,10 +116,11 @@ class Stage(BaseModel):
         """
         raise NotImplementedError
 
-    def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
+    def apply(self, block: Block, stats: Stats) -> Mapping[str, npt.NDArray[Any] | Packed]:
         """The new or changed variables of a block, over the block's whole window (the caller crops the halo).
 
-        A stage whose `plan` gives a grid `scale` times finer returns arrays of that many more pixels.
+        A stage whose `plan` gives a grid `scale` times finer returns arrays of that many more pixels. One that leaves
+        the numbers of a packed variable as they are may return them packed, so that nothing is rounded twice.
         """
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cubeloom.errors import InputError
 from cubeloom.pipeline.blocks import Block
+from cubeloom.pipeline.encoding import Packed
 from cubeloom.pipeline.scene import Bands, SceneSpec
 
 from .base import Stage, Stats, register
@@ -85,10 +86,11 @@ class SelectBands(Stage):
         line = f"select_bands: {int(kept.sum())} of {len(bands)} bands"
         return replace(spec, bands=bands.take(kept), variables=cut, history=(*spec.history, line))
 
-    def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
-        """Every variable that has bands, with those that are kept."""
+    def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any] | Packed]:
+        """Every variable that has bands, with those that are kept; packed ones stay so, with what was clipped."""
         index = _as_slice(self.keep(block.bands))
-        return {name: block[name][index] for name, v in block.spec.variables.items() if "band" in v.dims}
+        cut = {name: block.arrays[name] for name, v in block.spec.variables.items() if "band" in v.dims}
+        return {name: a.take(index) if isinstance(a, Packed) else a[index] for name, a in cut.items()}
 
 
 def _inside(values: npt.NDArray[Any], ranges: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - pairs of int or float

@@ -18,6 +18,7 @@ from cubeloom.pipeline.readers import open_source
 from cubeloom.pipeline.readers.sentinel2_bands import COMMON_NAMES, NAMES, NATIVE, band_numbers
 from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.scene import QUALITY_FLAGS
+from cubeloom.pipeline.stages import SelectBands
 from cubeloom.pipeline.store import read_commit
 
 STATED = {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}
@@ -182,6 +183,8 @@ def test_what_lies_above_the_stores_range_is_counted_in_the_commit_record(tmp_pa
     write(tmp_path / "B11.tif", infrared, 20)
     run_to_store(open_source(path, **options), [], tmp_path / "out.zarr")
     assert read_commit(tmp_path / "out.zarr")["clipped"] == {"reflectance": 6 if options else 2}
+    run_to_store(open_source(path, **options), [SelectBands(bands=(4,))], tmp_path / "red.zarr")
+    assert read_commit(tmp_path / "red.zarr")["clipped"] == {"reflectance": 2}
     stored = open_scene(tmp_path / "out.zarr")["reflectance"].sel(band=4).values
     np.testing.assert_allclose(stored[[3, 20, 8], [4, 23, 8]], 3.2767, atol=1e-6)
     assert np.isnan(stored[7, 7])
