@@ -54,8 +54,9 @@ def read(tmp_path: Path, *scenes: SceneSummary) -> tuple[Page, str]:
     return page, text
 
 
-@pytest.fixture
-def published(make_scene, tmp_path):
+@pytest.fixture(scope="module")
+def drawn(make_scene, tmp_path_factory):
+    """A published scene with all that is drawn of one, wherever its item is."""
     scene = make_scene(bands=60)
     cube = scene.reflectance
     codes = np.ones(cube.shape[1:], np.uint8)
@@ -70,13 +71,17 @@ def published(make_scene, tmp_path):
         title="EnMAP L2A",
         seconds={"open": 0.2, "blocks": 2.0},
         blocks=6,
-        pictures=write_quicklooks(scene, tmp_path / "pictures"),
+        pictures=write_quicklooks(scene, tmp_path_factory.mktemp("pictures") / "made"),
         spectra=sample_spectra(scene),
         noise=noise,
         classes=class_shares(scene),
-        item=tmp_path / "scenes" / "SCENE_1" / "enmap_l2a.json",
         attribution="(c) DLR",
     )
+
+
+@pytest.fixture
+def published(drawn, tmp_path):
+    return replace(drawn, item=tmp_path / "scenes" / "SCENE_1" / "enmap_l2a.json")
 
 
 def test_a_page_needs_nothing_but_itself(tmp_path, published):
