@@ -6,7 +6,7 @@ for, and whether it takes a guide; options are the stage's parameters and those 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from cubeloom.errors import ConfigError
 from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.functions import denoise, sharpen, superres
 from cubeloom.pipeline.stages import explain, stage_class
+from cubeloom.pipeline.stages.sharpen import Sharpen
 from cubeloom.pipeline.stages.sharpen_consistency import consistent
 from cubeloom.pipeline.stages.sharpen_guide import Detail, Seen
 from cubeloom.pipeline.stages.superres import refine
@@ -27,13 +28,14 @@ from .superres_grounds import GUIDES
 
 Float32Array = npt.NDArray[np.float32]
 
+ALONE = ("bicubic", "lanczos", "network")
+GUIDED = {
+    f"guided_{name}" if name in ALONE else name: name for name in get_args(Sharpen.model_fields["method"].annotation)
+}
+"""The methods of `sharpen`, whatever it has; one that is called as a method of `superres` says that it has a guide."""
 METHODS: Mapping[str, tuple[str, dict[str, str]]] = {
-    "bicubic": ("superres", {"method": "bicubic"}),
-    "lanczos": ("superres", {"method": "lanczos"}),
-    "network": ("superres", {"method": "network"}),
-    "gsa": ("sharpen", {"method": "gsa"}),
-    "cnmf": ("sharpen", {"method": "cnmf"}),
-    "hysure": ("sharpen", {"method": "hysure"}),
+    **{name: ("superres", {"method": name}) for name in ALONE},
+    **{name: ("sharpen", {"method": method}) for name, method in GUIDED.items()},
 }
 """The stage of every method, and the parameters that its name stands for."""
 
@@ -153,7 +155,7 @@ def default_methods(scale: int) -> str:
     shipped = f"essaformer_x{scale}.enmap"
     there = shipped in {entry.name for entry in list_models()}
     network = [f"network:{shipped}", f"network:{shipped}+projected"] if there else []
-    return ",".join(["bicubic", "bicubic+projected", "lanczos", *network, "gsa", "cnmf", "hysure"])
+    return ",".join(["bicubic", "bicubic+projected", "lanczos", *network, *GUIDED])
 
 
 def _method(name: str) -> SuperresMethod:
