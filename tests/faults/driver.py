@@ -8,6 +8,7 @@ clock that is wrong.
 Run as a program, this file is the nursery: it reads requests from stdin, and answers on stdout.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -238,13 +239,20 @@ IMPORTED = (
     "cubeloom.catalogs.access",
     "cubeloom.catalogs.download",
     "cubeloom.pipeline.readers.enmap",
+    "cubeloom.pipeline.readers.eopf",
+    "cubeloom.pipeline.readers.sentinel1",
     "cubeloom.pipeline.simulate",
     "cubeloom.workflows.batch",
+    "cubeloom.workflows.cli",
     "cubeloom.workflows.inspect",
     "cubeloom.workflows.run",
     "cubeloom.workflows.summary",
     "distributed",
+    "imagecodecs._deflate",
+    "imagecodecs._imcd",
     "matplotlib.backends.backend_agg",
+    "odc.geo.xr",
+    "pyarrow.pandas_compat",
     "rasterio.shutil",
     "reader",
 )
@@ -267,6 +275,10 @@ def _import_everything() -> None:
     for dotted, name, value in QUICKER:
         setattr(sys.modules[dotted], name, value)
     sys.modules["cubeloom.catalogs.access"].Access.__init__.__kwdefaults__["pause"] = 0.01
+    sys.modules["PIL.Image"].init()  # imports a module for every format
+    sys.modules["cubeloom.workflows.report"].page_template()
+    gc.collect()
+    gc.freeze()  # else the first collection in a child would copy all that it shares with this process
 
 
 def _child(request: Mapping[str, Any]) -> int:
