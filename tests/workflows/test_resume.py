@@ -43,7 +43,7 @@ main()
 def scene(tmp_path_factory):
     """A scene of many blocks: its catalog, its only item, and the workflow's file."""
     folder = tmp_path_factory.mktemp("resume")
-    simulate_scene(folder / "in", height=560, width=200, n_vnir=12, n_swir=18, seed=9, layout="strips")
+    simulate_scene(folder / "in", height=520, width=140, n_vnir=8, n_swir=10, seed=9, layout="strips")
     catalog = scan(folder / "in", folder / "catalog").catalog
     workflow = folder / "resumed.yaml"
     workflow.write_text(CHAIN)
@@ -91,7 +91,7 @@ def counts(out: Path) -> tuple[int, int]:
 
 def stop_when(process: "subprocess.Popen[str]", out: Path, reached: Callable[[int, int], bool], how: int) -> str:
     """Send a signal as soon as the ledger says so; returns what the process had written."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not reached(*counts(out)):
         assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()[1]}"
         assert time.monotonic() < deadline

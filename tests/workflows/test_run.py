@@ -98,7 +98,7 @@ class TestPublished:
             assert scene.attrs["scene_id"] == product.scene_id
             with rasterio.open(image_of(product.path)) as tiff:
                 numbers = tiff.read().astype(np.float64)
-            assert numbers.shape == scene["reflectance"].shape == (224, 150, 140)
+            assert numbers.shape == scene["reflectance"].shape == (224, 150, 80)
             expected = np.where(numbers == -32768, np.nan, numbers * 1e-4)
             np.testing.assert_allclose(scene["reflectance"].values, expected, rtol=0, atol=5e-5)
 
