@@ -38,6 +38,8 @@ TRUSTED = (
 )
 """Types beyond those that skops itself trusts. Trees are compiled code that follows indices out of the file, so they
 are checked after loading (`check_estimator`)."""
+_CARRIED = ("variable", "units", "polarisations", "metrics", "split", "training")
+"""Fields that the card has as they are."""
 BATCH = 1024
 """Spectra that go to an estimator at once, always: sums in a matrix product depend on its shape."""
 
@@ -63,6 +65,7 @@ class Classifier:
         variable: name of the cube it was trained on.
         units: its units.
         features: what the estimator gets of a spectrum, one after the other.
+        polarisations: of a radar scene beside the scene, whose backscatter, dB, stands behind the bands.
         metrics: measured on test pixels (see `split`).
         split: how training and test pixels were told apart.
         training: scenes, labels and counts it was trained with.
@@ -76,15 +79,21 @@ class Classifier:
     variable: str
     units: str
     features: tuple[Feature, ...] = ("spectrum",)
+    polarisations: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     split: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
+    @property
+    def columns(self) -> int:
+        """Numbers that it takes of a pixel."""
+        return self.wavelengths.size + len(self.polarisations)
+
     def predict(self, spectra: FloatArray) -> npt.NDArray[np.float32]:
-        """Probabilities `(n, class)` of spectra `(n, band)` without NaN; one spectrum's do not depend on the others."""
+        """Probabilities `(n, class)` of spectra `(n, columns)` without NaN, each by itself."""
         probabilities = np.empty((len(spectra), len(self.classes)), np.float32)
-        batch = np.zeros((BATCH, self.wavelengths.size), np.float32)
+        batch = np.zeros((BATCH, self.columns), np.float32)
         for start in range(0, len(spectra), BATCH):
             part = spectra[start : start + BATCH]
             batch[: len(part)] = part
@@ -100,7 +109,9 @@ class Classifier:
             "classes": [asdict(one) for one in self.classes],
             "wavelengths_nm": self.wavelengths.tolist(),
             "fwhm_nm": self.fwhm.tolist(),
-            **{key: getattr(self, key) for key in ("variable", "units", "features", "metrics", "split", "training")},
+            **{key: getattr(self, key) for key in _CARRIED},
+            "features": self.features,
+            "polarisations": list(self.polarisations),
         }
 
     def save(self, path: Path) -> "Classifier":
@@ -111,7 +122,7 @@ class Classifier:
         """
         from skops import io as skops_io
 
-        content = skops_io.dumps(self.estimator)
+        content = skops_io.dumps(self.estimator, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
         _require_trusted(content, path)
         buffer = io.BytesIO(content)
         with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -128,10 +139,13 @@ def spectral_features(
 ) -> npt.NDArray[np.float32]:
     """What an estimator gets of spectra `(n, band)`: columns of every feature, in order.
 
+    Columns behind those of the wavelengths are a radar's, and go in as they are.
+
     `spectrum`: as it is. `shape`: divided by its Euclidean length, which takes out illumination. `derivative`: by
     wavelength, per 100 nm.
     """
-    parts = []
+    parts, radar = [], spectra[:, len(wavelengths) :]
+    spectra = spectra[:, : len(wavelengths)]
     for feature in features:
         if feature == "spectrum":
             parts.append(spectra)
@@ -140,7 +154,7 @@ def spectral_features(
             parts.append(spectra / np.maximum(length, np.float32(1e-6)))
         else:
             parts.append(np.gradient(spectra, wavelengths / 100, axis=1).astype(np.float32))
-    return np.concatenate(parts, axis=1)
+    return np.concatenate([*parts, radar], axis=1)
 
 
 _LOADING = threading.Lock()
@@ -204,7 +218,7 @@ def _load(path: Path, digest: str) -> Classifier:
         fwhm=np.asarray(card.fwhm_nm, float),
         features=card.features,
         sha256=digest,
-        **{key: getattr(card, key) for key in ("variable", "units", "metrics", "split", "training")},
+        **{key: getattr(card, key) for key in _CARRIED},
     )
     _try_out(classifier, path)
     return classifier
@@ -222,7 +236,7 @@ def _try_out(classifier: Classifier, path: Path) -> None:
     """Refuse an estimator that takes other spectra than its card says, or whose numbers are none."""
     try:
         with np.errstate(all="ignore"):
-            found = classifier.predict(np.full((1, classifier.wavelengths.size), 0.2, np.float32))
+            found = classifier.predict(np.full((1, classifier.columns), 0.2, np.float32))
     except Exception as error:
         raise ModelError(f"classifier {path}: does not work ({error}); train it again with this version") from error
     if not (np.isfinite(found).all() and 0.999 < found.sum() < 1.001):
@@ -252,6 +266,7 @@ class _Card(BaseModel):
     variable: str
     units: str
     features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    polarisations: tuple[str, ...] = ()
     metrics: dict[str, Any]
     split: dict[str, Any]
     training: dict[str, Any]

@@ -20,6 +20,7 @@ from cubeloom.pipeline.scene import SceneSpec
 
 from .base import Stage, Stats, register
 from .class_images import class_images, class_variables
+from .to_db import decibels, is_linear_backscatter
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.tiles import Inferred, Tiling
@@ -30,7 +31,7 @@ MIN_KNOWN = 0.5
 """Share of a classifier's bands that a pixel must have; the others are interpolated between them."""
 
 CLASSIFIER = ".skops"
-NETWORK_ONLY = ("weights", "guide", "tile", "precision")
+NETWORK_ONLY = ("weights", "tile", "precision")
 """Parameters that say nothing of a classifier of single spectra."""
 
 
@@ -50,7 +51,7 @@ class Classify(Stage):
             `weights`.
         variable: the cube to classify; by default what the stages before made last.
         weights: file or hub source with weights of that family.
-        guide: name of the scene that a network sees beside the scene (see `pair`): of a radar, or of another date.
+        guide: name of the scene that the model sees beside the scene, if any (see `pair`): of a radar, or another date.
         tile: side of the tiles that a network sees, px; by default that of its card, 0 for the whole image.
         precision: type of a network's arithmetic on a GPU; a CPU always takes float32.
     """
@@ -84,8 +85,10 @@ class Classify(Stage):
 
     @property
     def guides(self) -> tuple[str, ...]:
-        """The scene that a network sees beside the scene, where it sees one."""
-        return self._network.guides if self._network else ()
+        """The scene that the model sees beside the scene, where it sees one."""
+        if self._network:
+            return self._network.guides
+        return (self.guide,) if self.model is not None and self._load().polarisations else ()
 
     def _require_no_network_parameters(self) -> None:
         given = [name for name in NETWORK_ONLY if getattr(self, name) != type(self).model_fields[name].default]
@@ -133,6 +136,8 @@ class Classify(Stage):
                 f"trained on {classifier.variable} in {classifier.units!r}; classify a cube in those units"
             )
         binding = self._bind(spec, classifier)
+        for guide in self.guides:
+            _polarisations(classifier, spec, guide)
         line = f"classify: {subject}, {len(classifier.classes)} classes, bands {binding}, model {classifier.sha256[:8]}"
         return spec.with_variables(line, None, **class_variables(classifier.classes))
 
@@ -171,7 +176,9 @@ class Classify(Stage):
         cube, valid = block[self._subject(block.spec)], np.asarray(block.valid, bool)
         spectra = np.ascontiguousarray(self._bind(block.spec, classifier).apply(cube[:, valid]).T)
         known = np.isfinite(spectra).mean(axis=1) >= MIN_KNOWN
-        filled = _fill(spectra[known], classifier.wavelengths)
+        radar = self._backscatter(block, classifier)[valid]
+        known &= np.isfinite(radar).all(axis=1)
+        filled = np.concatenate([_fill(spectra[known], classifier.wavelengths), radar[known]], axis=1)
         with threadpool_limits(1, user_api="openmp"):  # blocks already run side by side
             made = classifier.predict(filled)
         where = valid.copy()
@@ -180,10 +187,20 @@ class Classify(Stage):
         probability[:, where] = made.T
         return class_images(probability, classifier.classes)
 
+    def _backscatter(self, block: Block, classifier: Classifier) -> npt.NDArray[np.float32]:
+        """What a radar beside the scene measured, dB, `(y, x, polarisation)`, as far as the classifier asks for it."""
+        found = [np.empty((0, *block.window.shape), np.float32)]
+        for name in self.guides:
+            guide = block.guides[name]
+            linear = is_linear_backscatter(guide.spec, guide.spec.subject)
+            numbers = guide.subject[_polarisations(classifier, block.spec, name)]
+            found.append(decibels(numbers) if linear else numbers)
+        return np.moveaxis(np.concatenate(found), 0, -1)
+
     def fingerprint(self) -> dict[str, Any]:
         """Name, version and parameters; the model by its content instead of its path."""
         described = super().fingerprint()
-        for name in NETWORK_ONLY:
+        for name in (*NETWORK_ONLY, "guide"):
             described.pop(name)
         if network := self._network:
             described.pop("model")
@@ -191,6 +208,27 @@ class Classify(Stage):
         if self.model is not None:
             described["model"] = classifier_digest(self.model)
         return described
+
+
+def _polarisations(classifier: Classifier, spec: SceneSpec, name: str) -> list[int]:
+    """Places of a classifier's polarisations among the bands of a radar scene.
+
+    Raises:
+        ModelError: it lacks one, or holds no backscatter.
+        InputError: it lies on another grid than the scene.
+    """
+    guide, where = spec.guides[name], f"{spec.scene_id}, classify: the guide {name!r}"
+    if guide.scale != spec.scale:
+        raise InputError(f"{where} lies on another grid than the scene; give `pair` refine: 1")
+    places = {str(one).upper(): at for at, one in enumerate(guide.bands.detector) if guide.bands.good[at]}
+    lacking = [one for one in classifier.polarisations if one not in places]
+    units = guide.variables[guide.subject].attrs.get("units")
+    if lacking or not (units == "dB" or is_linear_backscatter(guide, guide.subject)):
+        raise ModelError(
+            f"{where} holds {guide.subject} ({units}) of {', '.join(places) or 'no polarisation'}; the classifier was "
+            f"trained on the backscatter of {', '.join(classifier.polarisations)}"
+        )
+    return [places[one] for one in classifier.polarisations]
 
 
 def _is_classifier(model: str) -> bool:

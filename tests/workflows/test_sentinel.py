@@ -14,7 +14,8 @@ import cubeloom
 from cubeloom.catalogs import read_catalog, validate_catalog
 from cubeloom.catalogs.access import Access
 from cubeloom.catalogs.documents import write_json_atomic
-from cubeloom.errors import ConfigError, InputError
+from cubeloom.errors import ConfigError, InputError, ModelError
+from cubeloom.models.classifiers import load_classifier
 from cubeloom.pipeline.readers import open_scene, open_source
 from cubeloom.pipeline.simulate import SimulatedProduct
 from cubeloom.pipeline.simulate.geometry import utm_zone
@@ -271,6 +272,25 @@ class TestLandcover:
             scene, open_scene(sky.products["sentinel1"]), steps=["despeckle", "to_db"], coregister="off"
         )
         np.testing.assert_array_equal(made.despeckled_db.values, steps.despeckled_db.values)
+
+    def test_the_classifier_sees_the_radar_too(self, sky, model, mapped):
+        """In Python as in a run; a pixel without backscatter has no class, and without the guide there is no map."""
+        assert load_classifier(model).polarisations == ("VV", "VH")
+        made = open_scene(mapped.scenes[0].product)
+        radar = open_scene(mapped.scenes[0].product, group="radar")
+        by_hand = cubeloom.classify(
+            made.drop_vars(("classes", "probability", "confidence", "entropy")), radar, model=str(model)
+        )
+        agree = (by_hand.classes.values == made.classes.values)[made.valid.values]
+        assert agree.mean() > 0.99, "the product's numbers are rounded"
+        radar["despeckled_db"] = radar.despeckled_db.where(radar.x > radar.x[30])
+        half = cubeloom.classify(made, radar, model=str(model)).classes.values
+        assert not half[:, :30].any()
+        np.testing.assert_array_equal(half[:, 31:], by_hand.classes.values[:, 31:])
+        with pytest.raises(ModelError, match="trained on the backscatter of VV, VH"):
+            cubeloom.classify(made, made, model=str(model))
+        with pytest.raises(ConfigError, match="takes a Scene and radar"):
+            cubeloom.classify(made, model=str(model))
 
     def test_without_a_model_the_fused_scene_alone_is_made(self, sky):
         chosen = load_workflow("s1s2_landcover")

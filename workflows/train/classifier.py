@@ -71,7 +71,7 @@ def train_classifier(recipe: ClassifierRecipe, out: Path) -> TrainingReport:
         raise ConfigError(f"{out}: a classifier is saved as .skops; name the file so")
     names = {value: one.name for value, one in sorted(recipe.classes.items())}
     stages = Workflow(name="training", steps=recipe.steps).stages()
-    samples = collect(recipe.scenes, stages, recipe.variable, names)
+    samples = collect(recipe.scenes, stages, recipe.variable, names, recipe.radar)
     parts = _limited(samples.labels, split_samples(samples, recipe.split), recipe)
     present = np.unique(samples.labels).tolist()
     classes = tuple(MapClass(value, names[value], recipe.classes[value].colour) for value in names if value in present)
@@ -84,6 +84,7 @@ def train_classifier(recipe: ClassifierRecipe, out: Path) -> TrainingReport:
         variable=samples.variable,
         units=samples.units,
         features=recipe.features,
+        polarisations=samples.polarisations,
         split=recipe.split.model_dump(),
         training={
             "sources": samples.sources,

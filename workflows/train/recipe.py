@@ -50,6 +50,7 @@ class ClassifierRecipe(_Part):
         classes: name and colour of every class value.
         variable: the cube to learn from; by default what the last step made.
         steps: stages that run before, written as in a workflow.
+        radar: name of a guide whose backscatter, dB, is learnt from beside the spectrum; the map then needs it too.
         features: what the estimator gets of a spectrum: itself, its `shape` (unit length), its `derivative`.
         balance: 0 counts every pixel alike, 1 every class alike; between, pixels weigh (class size) ** -balance.
         max_per_class: at most so many training pixels a class, drawn at random.
@@ -60,6 +61,7 @@ class ClassifierRecipe(_Part):
     classes: Annotated[ClassTable, Field(min_length=2)]
     variable: str | None = None
     steps: tuple[str | dict[str, dict[str, Any] | None], ...] = ()
+    radar: str | None = None
     features: Annotated[tuple[Feature, ...], Field(min_length=1)] = ("spectrum", "shape")
     estimator: EstimatorChoice = EstimatorChoice()
     split: Split = Split()

@@ -20,6 +20,7 @@ from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, SceneSpec, spec_of
 from cubeloom.pipeline.stages import Pair, Stage
 
+from .both_sensors import cube_of_both
 from .labels_recipe import LabelledScene
 
 VECTOR_SUFFIXES = {".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet"}
@@ -30,11 +31,12 @@ class Samples:
     """Labelled pixels of one or more scenes.
 
     Attributes:
-        spectra: `(n, band)` float32, without NaN.
+        spectra: `(n, band)` float32, without NaN; behind the bands the backscatter of `polarisations`, dB.
         labels: `(n,)` class values.
         scene: `(n,)` which scene, by number.
         row: `(n,)` and `col`: where in the scene's grid, px.
         bands: the bands of `spectra`.
+        polarisations: of a radar scene beside the scenes.
         units: of `spectra`.
         variable: the cube they come from.
         sources: identity of every scene and label file.
@@ -49,10 +51,15 @@ class Samples:
     units: str
     variable: str
     sources: tuple[Mapping[str, str], ...]
+    polarisations: tuple[str, ...] = ()
 
 
 def collect(
-    scenes: Sequence[LabelledScene], stages: Sequence[Stage], variable: str | None, names: Mapping[int, str]
+    scenes: Sequence[LabelledScene],
+    stages: Sequence[Stage],
+    variable: str | None,
+    names: Mapping[int, str],
+    radar: str | None = None,
 ) -> Samples:
     """The labelled, valid pixels of scenes after `stages`.
 
@@ -63,15 +70,18 @@ def collect(
         stages: what runs before.
         variable: the cube to take; None for the one that the stages made last.
         names: name of every class value.
+        radar: name of a guide whose backscatter stands behind the bands; None for none.
 
     Raises:
         InputError: a scene or label file cannot be used; says which and why.
+        ConfigError: no step gives the guide, or it shows other polarisations in some scenes.
         ModelError: a further scene lacks bands of the first.
     """
     parts: list[dict[str, npt.NDArray[Any]]] = []
     bands, units, taken, sources = None, "", "", []
+    polarisations: tuple[str, ...] = ()
     for number, labelled in enumerate(scenes):
-        scene, _ = after_steps(labelled, stages)
+        scene, guides = after_steps(labelled, stages)
         spec = spec_of(scene)
         taken = variable or spec.subject
         if taken not in spec.variables or not spec.variables[taken].is_cube:
@@ -81,13 +91,19 @@ def collect(
         elif units != spec.variables[taken].attrs.get("units"):
             raise InputError(f"{labelled.scene}: {taken} is not in {units!r} like that of {scenes[0].scene}")
         labels = read_labels(labelled, spec.grid, names)
-        part = _take(scene, spec, taken, labels, bands, labelled.scene)
+        cube, shown = _with_radar(scene, taken, guides, radar, labelled.scene)
+        if parts and shown != polarisations:
+            raise ConfigError(f"{labelled.scene}: its radar shows {', '.join(shown)}, not {', '.join(polarisations)}")
+        polarisations = shown
+        part = _take(scene, spec, cube, labels, bands, labelled.scene)
         parts.append({**part, "scene": np.full(part["labels"].size, number, np.int32)})
         sources.append(source_of(labelled, spec))
     if bands is None:
         raise ConfigError("a recipe needs at least one scene")
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return Samples(**joined, bands=bands, units=units, variable=taken, sources=tuple(sources))
+    return Samples(
+        **joined, bands=bands, units=units, variable=taken, sources=tuple(sources), polarisations=polarisations
+    )
 
 
 def after_steps(labelled: LabelledScene, stages: Sequence[Stage]) -> tuple[xr.Dataset, Mapping[str, xr.Dataset]]:
@@ -119,6 +135,18 @@ def source_of(labelled: LabelledScene, spec: SceneSpec) -> dict[str, str]:
     return {"scene": spec.scene_id, "level": spec.processing_level, "labels": labelled.labels.name, **guides}
 
 
+def _with_radar(
+    scene: xr.Dataset, variable: str, guides: Mapping[str, xr.Dataset], name: str | None, path: Path
+) -> tuple[xr.DataArray, tuple[str, ...]]:
+    """A scene's cube with a radar's backscatter behind it where one is named, and the polarisations."""
+    if name is None:
+        return scene[variable], ()
+    if name not in guides:
+        raise ConfigError(f"{path}: no step gives the guide {name!r}; put `pair: {{guide: {name}, ...}}` among them")
+    cube, bands = cube_of_both(scene, variable, guides[name])
+    return cube, tuple(str(one).upper() for one in bands.detector[scene.sizes["band"] :])
+
+
 def _usable(spec: SceneSpec) -> Bands:
     usable = spec.bands.good & spec.bands.preferred
     if not usable.any():
@@ -127,7 +155,7 @@ def _usable(spec: SceneSpec) -> Bands:
 
 
 def _take(
-    scene: xr.Dataset, spec: SceneSpec, variable: str, labels: npt.NDArray[np.uint8], bands: Bands, path: Path
+    scene: xr.Dataset, spec: SceneSpec, cube: xr.DataArray, labels: npt.NDArray[np.uint8], bands: Bands, path: Path
 ) -> dict[str, npt.NDArray[Any]]:
     """Spectra, labels and places of the labelled, valid pixels, block by block; blocks without labels are not read."""
     try:
@@ -139,7 +167,8 @@ def _take(
         rows, cols = window.slices
         part, wanted = scene.isel(y=rows, x=cols), labels[rows, cols]
         if wanted.any():
-            lazy.append(delayed(_labelled)(part[variable].data, _valid(part).data, wanted, binding))
+            numbers = cube.isel(y=rows, x=cols).data
+            lazy.append(delayed(_labelled)(numbers, _valid(part).data, wanted, binding, len(spec.bands)))
             windows.append(window)
     # One computation, so that statistics of the whole scene are taken once; what comes back are labelled pixels alone.
     found: list[dict[str, npt.NDArray[Any]]] = list(compute(*lazy))
@@ -154,11 +183,16 @@ def _take(
 
 
 def _labelled(
-    cube: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], labels: npt.NDArray[np.uint8], binding: Binding
+    cube: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.uint8],
+    binding: Binding,
+    count: int,
 ) -> dict[str, npt.NDArray[Any]]:
-    """The labelled, valid pixels of one window that have all bands."""
+    """The labelled, valid pixels of one window that have all bands, of which the first `count` are spectral."""
     wanted = valid & (labels > 0)
-    spectra = binding.apply(cube[:, wanted]).T
+    pixels = cube[:, wanted]
+    spectra = np.concatenate([binding.apply(pixels[:count]), pixels[count:]]).T
     whole = np.isfinite(spectra).all(axis=1)
     row, col = (index[whole].astype(np.int32) for index in np.nonzero(wanted))
     return {"spectra": spectra[whole], "labels": labels[wanted][whole], "row": row, "col": col}

@@ -66,6 +66,7 @@ def write_sentinel_recipe(optical: Sequence[SimulatedProduct], radar: Sequence[S
     ]
     learnt = {
         "steps": [step for step in workflow.steps if "classify" not in step],
+        "radar": guide,
         "features": ["spectrum", "shape"],
         "estimator": {"type": "rotated_forests", "params": {"rotation": "combinations", "forests": 10, "trees": 10}},
         "split": {"method": "blocks", "block_px": 32},
