@@ -25,12 +25,11 @@ class EmbedNetwork(TileNetwork):
 
     @cached_property
     def _level(self) -> "Level":
-        from cubeloom.models.network import Backbone
-
         network = cast("Dense", self.handle.load("cpu")).network
-        if not isinstance(network, Backbone):
+        if not hasattr(network, "features"):
             raise ModelError(f"embed: {self.card.name} gives no feature maps; take a backbone")
-        return network.levels[-1]
+        last: Level = network.levels[-1]
+        return last
 
     @property
     def channels(self) -> int:
