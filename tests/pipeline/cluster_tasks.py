@@ -99,11 +99,10 @@ class Shot(EnmapSource):
 
 
 class ShotStage(Stage):
-    """Changes nothing; one of its tasks dies."""
+    """Changes nothing; one of its tasks dies in statistics, and one in the step."""
 
     name: ClassVar[str] = "shot"
-    where: str
-    flag: Path
+    flags: Path
 
     @property
     def passes(self):
@@ -113,16 +112,16 @@ class ShotStage(Stage):
         return spec
 
     def measure(self, block, stats, number):
-        if self.where == "measure" and block.core.row:
-            die_once(self.flag)
+        if block.core.row:
+            die_once(self.flags / "measure")
         return {"pixels": np.array(block.valid.sum())}
 
     def settle(self, sums, stats, number, spec):
         return sums
 
     def apply(self, block, stats):
-        if self.where == "apply" and block.core.row:
-            die_once(self.flag)
+        if block.core.row:
+            die_once(self.flags / "apply")
         return {}
 
 
@@ -133,6 +132,5 @@ class ShotNetwork(Denoise):
 
     def infer(self, tiles, stats, threads=1):
         made = super().infer(tiles, stats, threads)
-        if tiles[0].window.row:
-            die_once(self.flag)
+        die_once(self.flag)
         return made

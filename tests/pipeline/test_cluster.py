@@ -118,21 +118,27 @@ def test_a_worker_killed_from_outside_changes_no_byte(plan, executor, tmp_path):
     assert survived == made_by_threads(plan, tmp_path / "threads.zarr")
 
 
-@pytest.mark.parametrize("where", ["read", "measure", "infer", "apply"])
-def test_a_worker_killed_in_mid_task_changes_no_byte(where, plan, network, executor, worker_module, tmp_path):
-    """Killed by its own task: between the variables of a block that is ingested, in statistics, a network, a step."""
-    flag = tmp_path / "killed"
-    source, stages = plan.source, plan.stages
-    if where == "read":
-        source = worker_module.Shot(*(getattr(source, field.name) for field in fields(source)), flag)
-    elif where == "infer":
-        told = {name: getattr(network, name) for name in type(network).model_fields}
-        stages = (Mask(), worker_module.ShotNetwork(**told, flag=flag))
-    else:
-        stages = (*stages, worker_module.ShotStage(where=where, flag=flag))
-    shot = replace(make_plan(source, stages, workers=2), ingest_shape=(256, 256))
+def test_workers_killed_in_mid_task_change_no_byte(plan, executor, worker_module, tmp_path):
+    """By their own tasks: between the variables of a block that is ingested, in statistics, in a step."""
+    known = (getattr(plan.source, field.name) for field in fields(plan.source))
+    source = worker_module.Shot(*known, tmp_path / "read")
+    shot = make_plan(source, [*plan.stages, worker_module.ShotStage(flags=tmp_path)], workers=2)
+    shot = replace(shot, ingest_shape=(256, 256))
     survived = made(shot, tmp_path / "shot.zarr", executor)
-    assert flag.exists()
+    assert all((tmp_path / where).exists() for where in ("read", "measure", "apply"))
+    assert survived == made_by_threads(shot, tmp_path / "threads.zarr")
+
+
+def test_a_worker_killed_among_the_tiles_of_a_network_changes_no_byte(
+    network, executor, worker_module, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(memory, "LARGEST_BLOCK", 128)
+    narrow = simulate_scene(tmp_path / "in", seed=4, height=200, width=60, n_vnir=9, n_swir=8).path
+    told = {name: getattr(network, name) for name in type(network).model_fields}
+    stages = [Mask(), worker_module.ShotNetwork(**told, flag=tmp_path / "infer")]
+    shot = make_plan(open_source(narrow), stages, workers=2)
+    survived = made(shot, tmp_path / "shot.zarr", executor)
+    assert (tmp_path / "infer").exists()
     assert survived == made_by_threads(shot, tmp_path / "threads.zarr")
 
 

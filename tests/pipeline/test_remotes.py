@@ -146,7 +146,7 @@ class TestPushing:
         assert remote_objects(server, url) == files(product)
 
     @pytest.mark.parametrize("fault", ["cut", "lost", (503, b"<Code>SlowDown</Code>")], ids=str)
-    @pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.9, "commit record", "claim given up"])
+    @pytest.mark.parametrize("part", [0, 0.5, "commit record", "claim given up"])
     def test_a_failure_at_any_write_leaves_no_product_and_a_second_push_completes_it(
         self, server, link, url, product, fault, part
     ):
@@ -166,15 +166,10 @@ class TestPushing:
         assert sent == files(product).keys() - stands.keys() - {COMMIT}
         xr.testing.assert_identical(cubeloom.open_scene(f"{url}/{NAME}").load(), cubeloom.open_scene(product).load())
 
-    @pytest.mark.parametrize("when", ["first upload", "last upload", "before the record", "after the record"])
+    @pytest.mark.parametrize("when", ["first upload", "before the record", "after the record"])
     def test_a_kill_leaves_no_product_and_a_second_push_completes_it(self, server, link, url, product, when):
-        uploads = {"first upload": 1, "last upload": len(files(product)) - 1}
-        done = count(1)
-
         def kill(asked):
-            fatal = (
-                next(done) == uploads.get(when) if content(asked) else asked.key.endswith(COMMIT) and "record" in when
-            )
+            fatal = content(asked) if when == "first upload" else asked.key.endswith(COMMIT)
             if not (fatal and asked.method == "PUT"):
                 return None
             if when == "after the record":
@@ -186,7 +181,7 @@ class TestPushing:
 
         link.fault = kill
         pusher = in_process("push", link, url, product, NAME)
-        assert pusher.wait(30) == -signal.SIGKILL, pusher.stderr.read()
+        assert pusher.wait(120) == -signal.SIGKILL, pusher.stderr.read()
         pusher.stderr.close()
         link.heal()
         assert is_product(url) == (when == "after the record")

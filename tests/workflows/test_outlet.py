@@ -13,6 +13,7 @@ from cubeloom.workflows.inspect import validate_path
 from cubeloom.workflows.layout import Layout
 from cubeloom.workflows.ledger import Ledger
 from cubeloom.workflows.run import RunOptions, run
+from cubeloom.workflows.schema import load_workflow
 from cubeloom.workflows.summary import report_run
 
 pytest.importorskip("obstore")
@@ -48,16 +49,25 @@ def objects(server, url):
     return server.objects(bucket, prefix)
 
 
+@pytest.fixture(scope="module")
+def plain(small, tmp_path_factory):
+    """The scenes as a run without a store publishes them."""
+    out = tmp_path_factory.mktemp("plain")
+    (out / "test.yaml").write_text("name: test\nsteps: [mask]")
+    return run(load_workflow(str(out / "test.yaml")), small.items[:2], out / "out")
+
+
 @pytest.mark.parametrize("keep_local", [True, False])
-def test_what_is_published_is_there_and_is_not_made_again(keep_local, server, link, url, small, workflow, tmp_path):
+def test_what_is_published_is_there_and_is_not_made_again(
+    keep_local, server, link, url, small, plain, workflow, tmp_path
+):
     out = tmp_path / "out"
     options = RunOptions(2, publish_to=url, keep_local=keep_local)
-    result = run(workflow(), small.items, out, options)
-    assert states(result) == ["published"] * 3
-    plain = run(workflow(), small.items, tmp_path / "plain")
+    result = run(workflow(), small.items[:2], out, options)
+    assert states(result) == ["published"] * 2
     there = objects(server, url)
     for scene, local in zip(result.scenes, plain.scenes, strict=True):
-        assert scene.href == f"{url}/{local.product.relative_to(tmp_path / 'plain').as_posix()}"
+        assert scene.href == f"{url}/{local.product.relative_to(plain.out).as_posix()}"
         name = scene.href.removeprefix(f"{url}/")
         assert there[f"{name}/{COMMIT}"] == (local.product / COMMIT).read_bytes()
         assert cubeloom.open_scene(scene.href).identical(cubeloom.open_scene(local.product))
@@ -65,24 +75,24 @@ def test_what_is_published_is_there_and_is_not_made_again(keep_local, server, li
     report = report_run(result)
     assert "cannot be shown" not in report.read_text()
     whole = [line.partition(": ")[0] for line in validate_path(out) if "chunks" in line]
-    assert whole == sorted(str(scene.product) if keep_local else scene.href for scene in result.scenes)
+    assert sorted(whole) == sorted(str(scene.product) if keep_local else scene.href for scene in result.scenes)
 
     link.asked.clear()
-    again = run(workflow(), small.items, out, options)
-    assert states(again) == ["unchanged"] * 3
+    again = run(workflow(), small.items[:2], out, options)
+    assert states(again) == ["unchanged"] * 2
     assert not link.writes()
     with Ledger(Layout(out).ledger) as ledger:
         assert [row.product for row in ledger.scenes()] == [scene.href for scene in result.scenes]
 
 
 def test_the_catalog_there_leads_to_every_product(server, link, url, small, workflow, tmp_path):
-    run(workflow(), small.items, tmp_path / "out", RunOptions(2, publish_to=url))
+    run(workflow(), small.items[:2], tmp_path / "out", RunOptions(2, publish_to=url))
     for name, data in objects(server, url).items():
         path = tmp_path / "copy" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     items = read_catalog(tmp_path / "copy")
-    assert len(items) == 3
+    assert len(items) == 2
     for item in items:
         assert cubeloom.open_scene(item.product_path).sizes["band"] == 14
         assert not [one for one in json.loads(item.self_path.read_text())["links"] if one["rel"] == "derived_from"]
@@ -93,7 +103,7 @@ def test_the_catalog_there_leads_to_every_product(server, link, url, small, work
 
 def test_without_local_copies_the_items_lead_there(link, url, small, workflow, tmp_path):
     out = tmp_path / "out"
-    (scene, *_) = run(workflow(), small.items, out, RunOptions(2, publish_to=url, keep_local=False)).scenes
+    (scene,) = run(workflow(), small.items[:1], out, RunOptions(2, publish_to=url, keep_local=False)).scenes
     item = json.loads(Layout(out).item(scene.item.id, "test").read_text())
     assert item["assets"]["product"]["href"] == scene.href
     assert item["assets"]["commit"]["href"] == f"{scene.href}/{COMMIT}"
