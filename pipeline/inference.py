@@ -210,7 +210,8 @@ def _run(
     network = handle.load(rung.device)
     asked = inspect.signature(network.forward).parameters
     told = {name: array for name, array in told.items() if name in asked}
-    batch = 1 if network.of_batch else rung.batch  # where samples would change each other each is its own batch
+    alone = getattr(network, "of_batch", False)  # forms for inference are plain modules, which take each by itself
+    batch = 1 if alone else rung.batch  # where samples would change each other each is its own batch
 
     def forward(first: int) -> Samples:
         _compute_on_one_thread()
