@@ -15,12 +15,12 @@ from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.degrade import NYQUIST
 from cubeloom.pipeline.scene import QUALITY_FLAGS, SceneSpec
 
-from . import sharpen_cnmf, sharpen_gsa, sharpen_hysure
+from . import sharpen_cnmf, sharpen_gsa, sharpen_hysure, sharpen_network
 from .base import Fact, Stage, Stats, register
 from .fuse_bayes import joint_moments
 from .pair import comparable
-from .sharpen_consistency import consistency_halo, consistent
-from .sharpen_guide import Detail, Moments, Seen, degrade_reach, moments_of
+from .sharpen_consistency import consistency_halo, consistent_bands
+from .sharpen_guide import Detail, Moments, Seen, degrade_reach, moments_of, sampled
 from .spectra import packing_noise
 from .superres import REACH
 
@@ -34,7 +34,7 @@ class Sharpen(Stage):
     The result is a group of its own (`x3`) whose one cube, `sharpened`, is both measurement and subject there; corner,
     CRS and band axis stay. Of the guide those bands count that the scene's cover. All methods add detail to cubic
     interpolation, and end alike: rounds of back-projection, so that the product, seen by the scene's sensor, is what
-    that measured. Statistics are those of the whole scene, in one pass.
+    that measured. Statistics are those of the whole scene, in one pass; a network learns in a second.
 
     Where the guide does not show the ground the product is interpolated, and `quality` says `reduced_quality`. Pixels
     that take no part are NaN, and so are bands that are not good.
@@ -42,16 +42,17 @@ class Sharpen(Stage):
     Attributes:
         guide: name of the guide.
         method: `gsa`, regression on all of the guide's bands (`sharpen_gsa`); `cnmf`, coupled unmixing
-            (`sharpen_cnmf`); or `hysure`, a fit in the signal subspace (`sharpen_hysure`).
+            (`sharpen_cnmf`); `hysure`, a fit in the signal subspace (`sharpen_hysure`); or `network`, regression there
+            and a small network, learnt on the scene (`sharpen_network`).
         mtf: modulation transfer of the scene's sensor at its Nyquist frequency.
         rounds: of back-projection.
         endmembers: of `cnmf`.
     """
 
-    work_cubes: ClassVar[float] = 6.0
+    work_cubes: ClassVar[float] = 4.0
 
     guide: str = "guide"
-    method: Literal["gsa", "cnmf", "hysure"] = "gsa"
+    method: Literal["gsa", "cnmf", "hysure", "network"] = "gsa"
     mtf: float = Field(default=NYQUIST, gt=0.02, lt=1)
     rounds: int = Field(default=3, ge=0, le=10)
     endmembers: int = Field(default=16, ge=2, le=64)
@@ -63,8 +64,8 @@ class Sharpen(Stage):
 
     @property
     def passes(self) -> int:
-        """One: how the scene's bands and the guide's go together, and a sample of both."""
-        return 1
+        """One, how the scene's bands and the guide's go together; a second, from which a network learns."""
+        return 2 if self.method == "network" else 1
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene on the guide's grid, in a group of its own.
@@ -88,6 +89,8 @@ class Sharpen(Stage):
         long_name = f"{spec.subject.replace('_', ' ')}, sharpened by {guide.sensor}"
         layers = {name: replace(spec.variables[name]) for name in ("quality", "valid") if name in spec.variables}
         line = f"sharpen: {spec.subject} x{factor} by {self.method}, with {bands.size} bands of {guide.scene_id}"
+        if self.method == "network":
+            line += ", learnt on the scene"
         return replace(
             spec,
             grid=guide.grid,
@@ -104,21 +107,30 @@ class Sharpen(Stage):
         factor = self._factor(spec)
         fit = sharpen_hysure.halo(self.mtf, factor) if self.method == "hysure" else 0
         detail = degrade_reach(self.mtf, factor) + REACH
-        return detail + fit + consistency_halo(self.mtf, factor, self.rounds)
+        made = detail + fit + consistency_halo(self.mtf, factor, self.rounds)
+        return max(made, sharpen_network.reach(self.mtf, factor)) if self.method == "network" else made
 
     def _factor(self, spec: SceneSpec) -> int:
         return int(spec.guides[self.guide].scale / Fraction(spec.scale))
 
     def measure(self, block: Block, stats: Stats, number: int) -> Stats:
-        """Sums over spectra of both, and for `cnmf` a sample of them."""
+        """Sums over spectra of both, and for `cnmf` a sample of them; then what a network learns from."""
+        if number:
+            return self._lessons(block, stats)
         near = block.crop(block.core.expand(degrade_reach(self.mtf, self._factor(block.spec)), block.spec.shape))
         guide = block.guides[self.guide]
         seen = Seen.of(near, guide.crop(near.window.scaled(self._factor(block.spec))), self.mtf)
         sums = joint_moments(*(near.inner(image).reshape(len(image), -1) for image in (seen.cube, seen.coarse)))
         if self.method != "cnmf":
             return sums
-        corner = near.window.row, near.window.col
-        return {**sums, **sharpen_cnmf.sample(seen, corner, block.core.slices, block.spec.shape)}
+        both = np.concatenate([seen.cube, seen.coarse])
+        lattice = near.window, block.core, block.spec.shape, sharpen_cnmf.SAMPLES
+        return {**sums, "sample": sampled(both, *lattice)}
+
+    def _lessons(self, block: Block, stats: Stats) -> Stats:
+        seen = Seen.of(block, block.guides[self.guide], self.mtf)
+        lattice = block.window, block.core, block.spec.shape, sharpen_network.SAMPLES
+        return {"sample": sampled(sharpen_network.lesson(seen, stats, self.mtf), *lattice)}
 
     def settle(self, sums: Stats, stats: Stats, number: int, spec: SceneSpec) -> Stats:
         """What the method needs of the whole scene, and how many pixels told it.
@@ -126,6 +138,8 @@ class Sharpen(Stage):
         Raises:
             InputError: too few pixels have a value in all bands of both scenes.
         """
+        if number:
+            return {**stats, **sharpen_network.learn(sums["sample"], stats)}
         moments = moments_of(sums, spec, self.guide)
         settled = self._settled(moments, sums, spec)
         return {**settled, "guide_spread": moments.guide_spread, "pixels": np.array(moments.count)}
@@ -140,10 +154,11 @@ class Sharpen(Stage):
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:
         """The `sharpened` cube of a block, and the repeated layers."""
         seen = Seen.of(block, block.guides[self.guide], self.mtf)
-        made = consistent(seen, self._detail(seen, stats), stats["guide_spread"], self.mtf, self.rounds)
         shape = tuple(size * seen.factor for size in block.window.shape)
         cube = np.full((len(block.bands), *shape), np.nan, np.float32)
-        cube[block.bands.good] = made
+        good, detail = np.flatnonzero(block.bands.good), self._detail(seen, stats)
+        for part, made in consistent_bands(seen, detail, stats["guide_spread"], self.mtf, self.rounds):
+            cube[good[part]] = made
         layers = {
             name: block[name].repeat(seen.factor, axis=0).repeat(seen.factor, axis=1)
             for name in ("quality", "valid")
@@ -158,18 +173,23 @@ class Sharpen(Stage):
             return sharpen_gsa.detail(seen, stats)
         if self.method == "cnmf":
             return sharpen_cnmf.detail(seen, stats)
+        if self.method == "network":
+            return sharpen_network.detail(seen, stats)
         return sharpen_hysure.detail(seen, stats, self.mtf)
 
     def facts(self, stats: Stats, spec: SceneSpec) -> Mapping[str, Fact]:
         """The guide, the method, and how much of the scene it has learnt from."""
         guide = spec.guides[self.guide]
-        return {
+        facts: dict[str, Fact] = {
             "guide": guide.scene_id,
             "method": self.method,
             "guide_bands": int(comparable(spec, guide).size),
             "pixels": int(stats["pixels"]),
             "share_of_scene": round(int(stats["pixels"]) / math.prod(spec.shape), 4),
         }
+        if self.method == "network":
+            facts |= {"learnt_pixels": int(stats["learnt"]), "worth": round(float(stats["worth"].mean()), 4)}
+        return facts
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version and parameters; the number of endmembers where there are any."""

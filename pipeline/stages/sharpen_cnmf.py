@@ -29,32 +29,6 @@ LEAST = np.float32(1e-6)
 """Abundance from which an update can still grow."""
 
 
-def sample(seen: Seen, cube_at: tuple[int, int], core: tuple[slice, slice], shape: tuple[int, int]) -> Stats:
-    """Spectra of both sensors at those points of a lattice over the scene that lie in a block, 0 elsewhere.
-
-    Args:
-        seen: the block.
-        cube_at: row and column of its first pixel in the scene.
-        core: rows and columns of the scene that the block answers for.
-        shape: of the scene.
-
-    Returns:
-        `sample` `(SAMPLES², B + m)`.
-    """
-    taken = np.zeros((SAMPLES, SAMPLES, len(seen.cube) + len(seen.coarse)))
-    rows, cols = (np.unique(np.linspace(0, size - 1, SAMPLES).astype(int), return_index=True) for size in shape)
-    inside = [
-        (at[(at >= part.start) & (at < part.stop)], slot[(at >= part.start) & (at < part.stop)])
-        for (at, slot), part in zip((rows, cols), core, strict=True)
-    ]
-    (row, row_slot), (col, col_slot) = inside
-    here = np.ix_(row - cube_at[0], col - cube_at[1])
-    joint = np.concatenate([image[(slice(None), *here)] for image in (seen.cube, seen.coarse)])
-    joint[:, ~np.isfinite(joint).all(axis=0)] = 0
-    taken[np.ix_(row_slot, col_slot)] = joint.transpose(1, 2, 0)
-    return {"sample": taken.reshape(SAMPLES**2, -1)}
-
-
 def settle(spectra: FloatArray, bands: int, endmembers: int) -> Stats:
     """Endmembers as both sensors see them: `scene` `(B, p)`, `guide` `(m, p)`, and the scene's `level`."""
     joint = spectra[np.any(spectra != 0, axis=1)].T

@@ -8,7 +8,7 @@ that they stay inside edges, and noise is averaged.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -86,7 +86,17 @@ def spread_out(image: FloatImages, weights: Sequence[FloatImages]) -> FloatImage
 
 
 def consistent(seen: Seen, detail: Detail, spread: FloatArray, mtf: float, rounds: int) -> FloatImages:
-    """The sharpened cube of a block.
+    """The sharpened cube of a block, `(B, y f, x f)`: what `consistent_bands` yields, put together."""
+    fine = np.empty((len(seen.cube), *(size * seen.factor for size in seen.valid.shape)), np.float32)
+    for part, made in consistent_bands(seen, detail, spread, mtf, rounds):
+        fine[part] = made
+    return fine
+
+
+def consistent_bands(
+    seen: Seen, detail: Detail, spread: FloatArray, mtf: float, rounds: int
+) -> Iterator[tuple[slice, FloatImages]]:
+    """The sharpened cube of a block, some bands at a time.
 
     Args:
         seen: the scene and the guide.
@@ -95,21 +105,19 @@ def consistent(seen: Seen, detail: Detail, spread: FloatArray, mtf: float, round
         mtf: modulation transfer of the scene's sensor at its Nyquist frequency.
         rounds: of back-projection.
 
-    Returns:
-        `(B, y f, x f)`, NaN where the scene has no value.
+    Yields:
+        Which of the scene's bands, and these, `(bands, y f, x f)`, NaN where the scene has no value.
     """
-    height, width = seen.valid.shape
-    fine = np.empty((len(seen.cube), height * seen.factor, width * seen.factor), np.float32)
     mixing = detail.mixing.astype(np.float32)
     around = neighbours(seen, spread) if rounds else []
-    for start in range(0, len(fine), BANDS_AT_ONCE):
+    for start in range(0, len(seen.cube), BANDS_AT_ONCE):
         part = slice(start, start + BANDS_AT_ONCE)
-        measured, made = seen.cube[part], fine[part]
-        made[...] = refine(measured, seen.valid, seen.factor)
+        measured = seen.cube[part]
+        made = refine(measured, seen.valid, seen.factor)
         for band, weights in zip(made, mixing[part], strict=True):
             add_mix(band, weights, detail.images)
         for step in steps(rounds):
             missing = np.nan_to_num(step * (measured - degrade(made, seen.factor, mtf)), copy=False)
             for band, difference in zip(made, missing, strict=True):
                 band += spread_out(difference, around)
-    return fine
+        yield part, made

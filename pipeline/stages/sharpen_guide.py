@@ -8,6 +8,7 @@ import numpy.typing as npt
 from cubeloom.errors import InputError
 from cubeloom.pipeline.blocks import Block
 from cubeloom.pipeline.degrade import degrade, kernel
+from cubeloom.pipeline.grids import Shape, Window
 from cubeloom.pipeline.scene import BoolArray, SceneSpec
 
 from .base import Stats
@@ -139,6 +140,32 @@ def moments_of(sums: Stats, spec: SceneSpec, guide: str) -> Moments:
     mean = sums["total"] / count
     covariance = sums["products"] / count - np.outer(mean, mean)
     return Moments(count, mean, covariance, int(spec.bands.good.sum()))
+
+
+def sampled(images: FloatImages, window: Window, core: Window, shape: Shape, edge: int) -> FloatArray:
+    """Pixels at those points of a lattice over the scene that lie in a block; 0 elsewhere, and where one lacks a value.
+
+    Args:
+        images: `(n, y, x)` over a window of the scene.
+        window: that one.
+        core: the part of it that the block answers for.
+        shape: of the scene.
+        edge: rows and columns of the lattice.
+
+    Returns:
+        `(edge², n)`.
+    """
+    taken = np.zeros((edge, edge, len(images)))
+    inside = []
+    for size, part in zip(shape, core.slices, strict=True):
+        at, slot = np.unique(np.linspace(0, size - 1, edge).astype(int), return_index=True)
+        there = (at >= part.start) & (at < part.stop)
+        inside.append((at[there], slot[there]))
+    (row, row_slot), (col, col_slot) = inside
+    joint = images[(slice(None), *np.ix_(row - window.row, col - window.col))]
+    known = np.isfinite(joint).all(axis=0)
+    taken[np.ix_(row_slot, col_slot)] = np.where(known, joint, 0).transpose(1, 2, 0)
+    return taken.reshape(edge**2, -1)
 
 
 def degrade_reach(mtf: float, factor: int) -> int:

@@ -83,12 +83,8 @@ def halo(mtf: float, factor: int) -> int:
 
 def detail(seen: Seen, stats: Stats, mtf: float) -> Detail:
     """Fine coefficients less those of the scene, interpolated."""
-    mean = stats["scene_mean"].astype(np.float32)[:, None, None]
-    coarse = mix(stats["unmix"], seen.cube - mean)
-    guide, seen_guide = (
-        (image - stats["mean"].astype(np.float32)[:, None, None]) / stats["spread"].astype(np.float32)[:, None, None]
-        for image in (seen.fine, seen.coarse)
-    )
+    coarse = coefficients(seen, stats)
+    guide, seen_guide = (standardised(images, stats) for images in (seen.fine, seen.coarse))
     shown = seen.shown
     smooth = seen.smooth(coarse)
     start = smooth + mix(stats["start"], seen.detail(guide, seen_guide))
@@ -99,6 +95,17 @@ def detail(seen: Seen, stats: Stats, mtf: float) -> Detail:
         for z, y, t, s in zip(start, coarse, target, stats["strength"], strict=True)
     ]
     return Detail(np.where(shown, np.stack(fitted) - smooth, np.float32(0)), stats["mixing"])
+
+
+def coefficients(seen: Seen, stats: Stats) -> FloatImages:
+    """The scene's, `(K, y, x)`."""
+    return mix(stats["unmix"], seen.cube - stats["scene_mean"].astype(np.float32)[:, None, None])
+
+
+def standardised(images: FloatImages, stats: Stats) -> FloatImages:
+    """Bands of the guide `(m, y, x)` about their mean over the scene, in units of their spread."""
+    mean, spread = (stats[name].astype(np.float32)[:, None, None] for name in ("mean", "spread"))
+    return (images - mean) / spread
 
 
 def _links(guide: FloatImages) -> tuple[FloatImages, FloatImages]:

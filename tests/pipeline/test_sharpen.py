@@ -22,9 +22,10 @@ from cubeloom.pipeline.scene import QUALITY_FLAGS, Bands, scene_from, spec_of
 from cubeloom.pipeline.srf import SENSORS, weights
 from cubeloom.pipeline.stages import Gate, Mask, Pair, Sharpen, Superres
 from cubeloom.pipeline.stages.sharpen_hysure import _spread
+from cubeloom.pipeline.stages.sharpen_network import SAMPLES, answer, learn
 from cubeloom.pipeline.stages.superres import refine
 
-METHODS = ("gsa", "cnmf", "hysure")
+METHODS = ("gsa", "cnmf", "hysure", "network")
 SHAPE = (150, 140)
 FACTOR = 3
 S2_10M = [band for band in SENSORS["sentinel2a"] if band.name in ("B2", "B3", "B4", "B8")]
@@ -139,6 +140,23 @@ def test_what_stands_under_a_cloud_of_the_guide_does_not_matter(method, scene, g
     other.reflectance.values[(slice(None), *CLOUD)] = np.nan
     made = cubeloom.sharpen(cubeloom.mask(scene), other, method=method, endmembers=6)
     np.testing.assert_array_equal(made.sharpened.values, lazy[method].sharpened.values)
+
+
+def test_a_network_answers_what_it_can_learn_and_nothing_where_that_is_worth_nothing():
+    random = np.random.default_rng(6)
+    features = random.normal(size=(SAMPLES**2, 4))
+    answers = np.stack([features[:, 0] * features[:, 1], random.normal(size=len(features))], axis=1)
+    pixels, sized = np.concatenate([features, answers], axis=1), {"unmix": np.zeros((2, 9))}
+    learnt, again = learn(pixels, sized), learn(pixels, sized)
+    assert all(np.array_equal(learnt[name], again[name]) for name in learnt)
+    assert learnt["worth"][0] > 0.8 > 0.2 > learnt["worth"][1]
+    fresh = random.normal(size=(4, 50, 50)).astype(np.float32)
+    made, product = answer(fresh, learnt), fresh[0] * fresh[1]
+    assert np.var(made[0] - product) < 0.3 * np.var(product)
+    assert np.var(made[1]) < 0.05
+    few = learn(pixels[:500], sized)
+    assert few["learnt"] == 0
+    assert not few["worth"].any()
 
 
 def test_what_cannot_be_is_told(scene, guide):
