@@ -157,12 +157,13 @@ def _is_found(key: str, value: object) -> bool:
 
 
 def _title(told: Mapping[str, Any]) -> str:
-    """Sensor, level and time in words, from the properties of an item."""
+    """Sensor, level and time in words, and the sensors of guides, from the properties of an item."""
     platform = str(told.get("platform", ""))
     mission = str(told.get("constellation") or platform)
     sensor = str(KNOWN_SENSORS.get(mission, {}).get("title", mission)) + platform.removeprefix(mission).upper()
     time = datetime.fromisoformat(str(told["datetime"])).astimezone(UTC)
-    return f"{sensor} {told.get('processing:level', '')}, {time:%-d %B %Y %H:%M} UTC"
+    paired = (told[key]["sensor"] for key in told if key.partition("-")[0] == "cubeloom:pair")
+    return ", with ".join([f"{sensor} {told.get('processing:level', '')}, {time:%-d %B %Y %H:%M} UTC", *paired])
 
 
 def _replaced(scene: SceneSummary, **changes: Any) -> SceneSummary:  # noqa: ANN401 - fields of SceneSummary

@@ -243,7 +243,13 @@ class TestLandcover:
         assert radar.odc.geobox == scene.odc.geobox
         assert np.nanmax(radar.despeckled_db.values) < 10, "decibels"
         page = report_run(mapped).read_text()
-        for told in ("class map", "polarisations and their ratio, radar", sky.products["sentinel1"].stem, "built-up"):
+        for told in (
+            "class map",
+            "UTC, with Sentinel-1A",
+            "polarisations and their ratio, radar",
+            sky.products["sentinel1"].stem,
+            "built-up",
+        ):
             assert told in page
         item = json.loads((mapped.out / "scenes" / done.item.id / "s1s2_landcover.json").read_text())
         sources = {link["title"] for link in item["links"] if link["rel"] == "derived_from"}
