@@ -86,3 +86,11 @@ def test_packed_numbers_without_a_fill_are_all_averaged():
 def test_codes_are_never_averaged():
     codes = np.array([[1, 7, 4, 4], [7, 1, 1, 7]], np.uint8)
     assert halve(codes, Variable(("y", "x"), CLASSES)).tolist() == [[1, 4]]
+
+
+def test_of_four_codes_the_commonest_is_taken_and_the_first_of_equals():
+    """All fours of four codes at once."""
+    fours = np.indices((4, 4, 4, 4)).reshape(4, -1)
+    level = fours.reshape(2, 2, -1).transpose(0, 2, 1).reshape(2, -1).astype(np.uint8)
+    expected = [max(four, key=lambda code, four=four: four.count(code)) for four in fours.T.tolist()]
+    assert halve(level, Variable(("y", "x"), CLASSES)).tolist() == [expected]
