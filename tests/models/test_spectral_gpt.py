@@ -436,7 +436,7 @@ class TestStage:
         assert [tuple(place) for place in np.argwhere(mapped.classes.values == 0)] == [(3, 4), (10, 11)]
 
     def test_blocks_and_what_lies_under_the_masks_do_not_show(self, change, sentinel2, tmp_path, monkeypatch):
-        stage, guide = Classify(model=change[1], guide="before"), "before"
+        stage, guide = Classify(model=change[1], guide="before", tile=64), "before"
         (later, _), (earlier, _) = (sentinel2(seed, 136, 144) for seed in (1, 2))
         earlier.reflectance.values[:, :9, :11] = np.nan
         later["quality"].values[70:75, 60:80] = QUALITY_FLAGS["cloud"]
