@@ -379,6 +379,4 @@ def _median_of_six(spectra: FloatSpectra) -> FloatSpectra:
     seen = [row < np.inf for row in rows]
     lower = np.where(seen[4], third, np.where(seen[2], second, first))
     upper = np.where(seen[5], fourth, np.where(seen[3], third, np.where(seen[1], second, first)))
-    middle: FloatSpectra = lower * np.float32(0.5) + upper * np.float32(0.5)
-    middle[~seen[0]] = np.nan
-    return middle
+    return np.where(seen[0], lower * np.float32(0.5) + upper * np.float32(0.5), np.float32(np.nan))

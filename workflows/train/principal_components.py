@@ -46,5 +46,5 @@ def principal_components(locations: Locations, count: int, seed: int) -> npt.NDA
 def _some_pixels(locations: Locations, place: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Spectra `(D, pixel)` of one date of a place."""
     image = locations.read(place, int(rng.integers(locations.dates(place))))
-    at = rng.integers(image.shape[1] * image.shape[2], size=_PIXELS)
-    return np.asarray(image[:, *np.unravel_index(at, image.shape[1:])], np.float64)
+    rows, cols = (rng.integers(size, size=_PIXELS) for size in image.shape[1:])
+    return np.asarray(image[:, rows, cols], np.float64)
