@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from random import Random
 from typing import Any
 from xml.etree import ElementTree  # noqa: TID251 - to break documents, not to read foreign ones
@@ -89,11 +90,11 @@ def regrow(random: Random, tree: Any) -> Any:
     for _ in some(random, 5):
         places = _places(tree)
         if not places:
-            return random.choice(LEAVES)
+            return deepcopy(random.choice(LEAVES))
         holder, key = _one(random, places, lambda place: place[1])
         action = random.randint(0, 6)
         if action <= 3:
-            holder[key] = random.choice(LEAVES)
+            holder[key] = deepcopy(random.choice(LEAVES))  # which may be grown in its turn, even into itself
         elif action == 4:
             del holder[key]
         elif action == 5 and isinstance(holder, dict):
