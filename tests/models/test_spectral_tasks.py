@@ -267,7 +267,7 @@ class TestRefused:
             ({"head": "unet"}, "there is no head 'unet'; expected conv, fcn, upernet, linear"),
             ({"num_classes": 0}, "num_classes and head_width are at least 1"),
             ({"backbone": "spectral_vit_nano.enmap"}, "name its family alone"),
-            ({"backbone": "hsdt_s"}, "gives no feature maps; expected a spectral one"),
+            ({"backbone": "hsdt_s"}, "gives no feature maps; expected one that does"),
             ({"backbone": "spectral_vit_nono"}, "did you mean 'spectral_vit_nano'"),
             ({"backbone_settings": {"num_classes": 4}}, "num_classes is of the head"),
             ({"backbone_settings": {"patchsize": 4}}, "did you mean 'patch_size'"),

@@ -168,8 +168,8 @@ def test_two_classes_are_the_sign_of_one_score(labelled):
     assert card.metrics["overall_accuracy"] > 0.7
 
 
-def test_a_head_needs_two_classes_and_a_spectral_backbone(labelled):
+def test_a_head_needs_two_classes_and_a_backbone(labelled):
     scene, _, folder = labelled
     out = folder / "x.safetensors"
-    with pytest.raises(ConfigError, match="no spectral backbone"):
+    with pytest.raises(ConfigError, match="hsdt_s is no backbone"):
         fit_head(scene, folder / "labels.tif", {1: "a"}, model="hsdt_s.enmap", out=out)
