@@ -1,7 +1,8 @@
 """Commands on models: which there are, their training, and how they compare."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -81,14 +82,11 @@ def evaluate_denoise(
     as_json: Json = False,
 ) -> None:
     """Add noise to clean CUBEs, denoise them by every method and measure what comes out."""
-    from .console import print_json, say
+    from .console import say
     from .evaluate.denoise_files import evaluate_denoise_files
 
     found, written = evaluate_denoise_files(cubes, out, methods=methods, noises=noises, seed=seed, crop=crop, tell=say)
-    say("\n".join(str(path) for path in written))
-    if as_json:
-        print_json(found.to_json())
-    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)
+    _end(found, written, as_json=as_json)
 
 
 @evaluate.command("superres")
@@ -113,15 +111,12 @@ def evaluate_superres(
     as_json: Json = False,
 ) -> None:
     """Refine SCENEs by every method, and measure the products against truth, guide and what was measured."""
-    from .console import print_json, say
+    from .console import say
     from .evaluate.superres_files import evaluate_superres_files
 
     options: dict[str, Any] = {"methods": methods, "protocols": protocols, "scale": scale, "mtf": mtf, "crop": crop}
     found, written = evaluate_superres_files(scenes, out, **options, tell=say)
-    say("\n".join(str(path) for path in written))
-    if as_json:
-        print_json(found.to_json())
-    raise typer.Exit(3 if any(score.error for score in found.scores) else 0)
+    _end(found, written, as_json=as_json)
 
 
 @evaluate.command("classify")
@@ -147,12 +142,19 @@ def evaluate_classify(
     as_json: Json = False,
 ) -> None:
     """Train every method on the same pixels of labelled IMAGEs and compare the maps that they make."""
-    from .console import print_json, say
+    from .console import say
     from .evaluate.class_files import evaluate_class_files
     from .evaluate.class_splits import SplitOptions
 
     options = SplitOptions(seeds, block, test_fraction, buffer, per_class)
     found, written = evaluate_class_files(images, out, methods=methods, splits=splits, options=options, tell=say)
+    _end(found, written, as_json=as_json)
+
+
+def _end(found: Any, written: Iterable[Path], *, as_json: bool) -> NoReturn:  # noqa: ANN401 - any scores
+    """Say what an evaluation wrote, and leave with 3 where a method failed."""
+    from .console import print_json, say
+
     say("\n".join(str(path) for path in written))
     if as_json:
         print_json(found.to_json())

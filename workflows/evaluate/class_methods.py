@@ -11,12 +11,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cubeloom.errors import ConfigError
-from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.pipeline.stages import explain
 from cubeloom.workflows.train.labelled import LabelledImage
 
-from .methods import digest_of, label, listed, network_of
+from .methods import digest_of, label, listed, network_of, parsed
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -104,24 +103,13 @@ def parse_columns(text: str) -> list[Column]:
 
 
 def _method(name: str) -> ClassMethod:
-    start, *texts = name.split("+")
-    kind, _, model = start.partition(":")
-    if kind not in METHODS:
-        raise ConfigError(
-            f"--methods: {kind!r} is not known{did_you_mean(kind, METHODS)}; expected some of {', '.join(METHODS)}"
-        )
-    options = dict(_option(text) for text in texts)
+    kind, model, options = parsed(name, METHODS)
     options |= network_of(model)
     made: type[ClassMethod] = importlib.import_module(f".{METHODS[kind]}", __package__).METHODS[kind]
     try:
         return made(**cast("dict[str, Any]", options))
     except ValidationError as error:
         raise ConfigError(f"--methods: {name}: {explain(error, made)}") from None
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key.strip(), value.strip() or "true"
 
 
 def usable_bands(image: LabelledImage) -> npt.NDArray[np.intp]:

@@ -2,9 +2,19 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from cubeloom.errors import ConfigError, CubeloomError
+from cubeloom.models.cards import did_you_mean
+
+
+class Parsed(NamedTuple):
+    """A method as the user wrote it, in parts."""
+
+    kind: str
+    model: str
+    options: dict[str, str]
 
 
 def listed(text: str, known: Collection[str]) -> list[str]:
@@ -23,6 +33,28 @@ def listed(text: str, known: Collection[str]) -> list[str]:
     if not names:
         raise ConfigError(f"--methods names no method; expected some of {', '.join(known)}")
     return names
+
+
+def parsed(name: str, known: Collection[str], bare: Mapping[str, str] = MappingProxyType({})) -> Parsed:
+    """A method's parts, from `KIND[:MODEL][+KEY[=VALUE]]...`.
+
+    Args:
+        name: as the user wrote it.
+        known: kinds.
+        bare: values of keys that come without one, where that is not `true`.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    start, *texts = name.split("+")
+    kind, _, model = start.partition(":")
+    if kind not in known:
+        raise ConfigError(
+            f"--methods: {kind!r} is not known{did_you_mean(kind, known)}; expected some of {', '.join(known)}"
+        )
+    pairs = (text.partition("=")[::2] for text in texts)
+    options = {key.strip(): value.strip() for key, value in pairs}
+    return Parsed(kind, model, {key: value or bare.get(key, "true") for key, value in options.items()})
 
 
 def label(name: str) -> str:

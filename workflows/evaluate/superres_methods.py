@@ -14,7 +14,6 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cubeloom.errors import ConfigError
-from cubeloom.models.cards import did_you_mean
 from cubeloom.pipeline.functions import denoise, sharpen, superres
 from cubeloom.pipeline.stages import explain, stage_class
 from cubeloom.pipeline.stages.sharpen import Sharpen
@@ -22,7 +21,7 @@ from cubeloom.pipeline.stages.sharpen_consistency import consistent
 from cubeloom.pipeline.stages.sharpen_guide import Detail, Seen
 from cubeloom.pipeline.stages.superres import refine
 
-from .methods import digest_of, label, listed, network_of
+from .methods import digest_of, label, listed, network_of, parsed
 from .superres_cases import Case
 from .superres_grounds import GUIDES
 
@@ -159,14 +158,8 @@ def default_methods(scale: int) -> str:
 
 
 def _method(name: str) -> SuperresMethod:
-    start, *texts = name.split("+")
-    kind, _, model = start.partition(":")
-    if kind not in METHODS:
-        raise ConfigError(
-            f"--methods: {kind!r} is not known{did_you_mean(kind, METHODS)}; expected some of {', '.join(METHODS)}"
-        )
+    kind, model, given = parsed(name, METHODS, {"projected": str(PROJECTED)})
     stage, fixed = METHODS[kind]
-    given = dict(_option(text) for text in texts)
     own = {key: given.pop(key) for key in Own.model_fields if key in given}
     parameters = {**fixed, **network_of(model), **given}
     cls = stage_class(stage)
@@ -181,10 +174,3 @@ def _method(name: str) -> SuperresMethod:
     if stage == "sharpen" and options.projected:
         raise ConfigError(f"--methods: {name}: {kind} projects its products back by itself; say rounds=N")
     return SuperresMethod(name, stage, parameters, options)
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    if not value:
-        value = str(PROJECTED) if key == "projected" else "true"
-    return key.strip(), value.strip()

@@ -17,7 +17,7 @@ from cubeloom.models.cards import Card
 from cubeloom.models.croma import CHANNELS, Croma
 from cubeloom.models.croma_layers import PATCH, Encoder, alibi
 
-from .mae import draw_tokens, positions, taken, targets
+from .mae import draw_tokens, filled, positions, taken, targets
 from .pretrain_module import PretrainModule
 from .pretrain_recipe import CrossModal, PretrainRecipe
 
@@ -104,9 +104,7 @@ class CrossModalModule(PretrainModule):
 
     def decode(self, joint: Tensor, seen: Tensor) -> Tensor:
         """What the decoder makes of every patch of both sensors, (N, T, 64 · 14), from tokens at the radar's places."""
-        tokens = self.enter(joint)
-        whole = self.mask_token.to(tokens.dtype).repeat(len(tokens), self.side**2, 1)
-        whole = whole.scatter(1, seen[..., None].expand(-1, -1, tokens.shape[2]), tokens)
+        whole = filled(self.enter(joint), seen, self.mask_token, self.side**2)
         return self.leave(self.decoder(whole + self.get_buffer("places")))  # type: ignore[no-any-return]
 
 

@@ -112,8 +112,7 @@ class MaeModule(PretrainModule):
     def decode(self, seen: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
         """What the decoder makes of the tokens that were taken away, (N, m, patch · patch · D)."""
         seen = self.enter(seen)
-        whole = self.mask_token.to(seen.dtype).repeat(len(seen), self.side**2, 1)
-        whole = whole.scatter(1, kept[..., None].expand(-1, -1, seen.shape[2]), seen[:, 1:])
+        whole = filled(seen[:, 1:], kept, self.mask_token, self.side**2)
         y = self.decoder(torch.cat([seen[:, :1], whole], 1) + self.get_buffer("places"))
         return self.leave(taken(y[:, 1:], masked))  # type: ignore[no-any-return]
 
@@ -128,6 +127,12 @@ def draw_tokens(count: int, total: int, mask_ratio: float, device: torch.device)
 def taken(tokens: Tensor, index: Tensor) -> Tensor:
     """The tokens (N, L, d) of these indices (N, n), (N, n, d)."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def filled(tokens: Tensor, kept: Tensor, mask_token: Tensor, total: int) -> Tensor:
+    """All tokens (N, total, d): those kept (N, n, d) at their indices (N, n), elsewhere the token of masked ones."""
+    whole = mask_token.to(tokens.dtype).repeat(len(tokens), total, 1)
+    return whole.scatter(1, kept[..., None].expand(-1, -1, tokens.shape[2]), tokens)
 
 
 def patches(x: Tensor, edge: int) -> Tensor:

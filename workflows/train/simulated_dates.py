@@ -10,7 +10,7 @@ from cubeloom.errors import ConfigError
 from cubeloom.models.cards import InputBands
 from cubeloom.pipeline.simulate.bands import BandTable, operational
 from cubeloom.pipeline.simulate.observation import build_cubes, build_ground
-from cubeloom.pipeline.simulate.options import Options, settle_site
+from cubeloom.pipeline.simulate.options import Options, ground_options, settle_site
 from cubeloom.pipeline.simulate.styles import STYLES
 
 Float32Array = npt.NDArray[np.float32]
@@ -55,24 +55,8 @@ def simulate_dates(seed: int, px: int, dates: int, bands: BandTable, noise: floa
         noise: of the instrument, 1 as in a product.
     """
     styles = list(STYLES)
-    first = Options(
-        level="L2A",
-        seed=seed,
-        height=px,
-        width=px,
-        bands=bands,
-        version="01.05.02",
-        layout="tiled",
-        container="folder",
-        clouds=0.0,
-        noise=noise,
-        stripes=noise,
-        dead_pixels=0.0,
-        landscape=styles[seed % len(styles)],
-        place=None,
-        start=None,
-        tile_id=1,
-    )
+    ground = ground_options(seed, px, px, styles[seed % len(styles)], bands=bands)
+    first = replace(ground, noise=noise, stripes=noise)
     site = settle_site(first)
     rng = np.random.default_rng([seed, 7])
     ways = rng.choice([-1, 1]) * (-1) ** np.arange(dates)
