@@ -10,10 +10,8 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from cubeloom.pipeline.scene import SceneSpec, Variable, cube_variable, quality_
 from cubeloom.untrusted import load_json, safe_name
 
 from . import sentinel2_guard
+from .item_files import ITEM_LIMIT, item_assets, item_properties, item_time, local_raster, read_item
 from .rasters import RasterFile, digest, inspect
 from .sentinel2_bands import NAMES, NATIVE, find_band, known_band, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_chips import GRIDS, QUANTIFICATION, SPECIAL, Chip, ChipSource
@@ -34,12 +33,9 @@ from .sentinel2_scene import LICENCE, LONG_NAMES, credit, item_attrs
 
 __all__ = ["GRIDS", "CogSource", "open_source", "recognises"]
 
-ITEM_LIMIT = 4 * 2**20
-"""Bytes of one item; those of the large providers have about 40 KiB."""
 _OFFSET_SINCE = 4.0
 _REPROCESSED = 99.0
 """Baseline 99.99 marks test products, which carry no offset."""
-_RASTERS = (".tif", ".tiff", ".jp2")
 
 
 def recognises(path: Path) -> bool:
@@ -48,10 +44,8 @@ def recognises(path: Path) -> bool:
     Raises:
         InputError: a `.json` file that is too large, or damaged.
     """
-    if path.suffix.lower() not in (".json", ".geojson") or not path.is_file() or path.stat().st_size > ITEM_LIMIT:
-        return False
-    item = load_json(path, ITEM_LIMIT)
-    return isinstance(item, dict) and item.get("type") == "Feature" and bool(_band_keys(item))
+    item = read_item(path)
+    return item is not None and bool(_band_keys(item))
 
 
 def open_source(
@@ -140,16 +134,10 @@ def _require_nested(path: Path, sources: Mapping[int, "CogSource"], resolution: 
             )
 
 
-def _assets(item: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    assets = item.get("assets")
-    listed = assets.items() if isinstance(assets, dict) else ()
-    return {str(key): asset for key, asset in listed if isinstance(asset, dict) and isinstance(asset.get("href"), str)}
-
-
 def _band_keys(item: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
     """Band and resolution (where the key says it) of the assets that hold bands, by key."""
     found = {}
-    for key in _assets(item):
+    for key in item_assets(item):
         name = known_band(key) or find_band(key)
         if name:
             stated = re.search(r"_(10|20|60)m$", key)
@@ -162,38 +150,15 @@ def _chips(path: Path, item: Mapping[str, Any], resolution: int) -> list[Chip]:
     files: dict[str, RasterFile] = {}
     for key, (name, stated) in _band_keys(item).items():
         if name in NATIVE[resolution] and stated in (None, resolution) and name not in files:
-            file = _local(path, _assets(item)[key]["href"])
+            file = local_raster(path, item_assets(item)[key]["href"])
             if file is not None:
                 files[name] = file
     return [Chip(name, files[name], 1) for name in NAMES if name in files]
 
 
-def _local(path: Path, href: str) -> RasterFile | None:
-    """The file of an href; None where it is remote, missing, or no raster.
-
-    Raises:
-        InputError: it leads out of the item's folder.
-    """
-    try:
-        parts = urlsplit(href)
-    except ValueError:
-        raise InputError(f"{path}: an asset's href {href[:80]!r} is no URL") from None
-    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        return None
-    try:
-        folder = path.parent.resolve()
-        place = (folder / unquote(parts.path)).resolve()
-        here = place.is_file()
-    except (OSError, ValueError) as error:  # too long, or with a zero byte
-        raise InputError(f"{path}: an asset's href {href[:80]!r} is no path ({error})") from None
-    if not place.is_relative_to(folder):
-        raise InputError(f"{path}: an asset leads to {place}, outside the item's folder; lay the files beside the item")
-    return RasterFile(place) if here and place.suffix.lower() in _RASTERS else None
-
-
 def _classes(path: Path, item: Mapping[str, Any], chip: Chip) -> CoarseFile | None:
-    for key, asset in _assets(item).items():
-        if key.lower() in ("scl", "scl_20m") and (file := _local(path, asset["href"])):
+    for key, asset in item_assets(item).items():
+        if key.lower() in ("scl", "scl_20m") and (file := local_raster(path, asset["href"])):
             fine, coarse = (inspect(one).grid.resolution.x for one in (chip.file, file))
             step = round(coarse / fine)
             return CoarseFile(file, step) if step >= 1 and abs(coarse - step * fine) < 1e-6 * coarse else None
@@ -202,14 +167,14 @@ def _classes(path: Path, item: Mapping[str, Any], chip: Chip) -> CoarseFile | No
 
 def _scaling(path: Path, item: Mapping[str, Any], told: str | None) -> tuple[float, float, str]:
     """Divisor and offset in DN, and who says so."""
-    stated = [_stated(asset) for key, asset in _assets(item).items() if key in _band_keys(item)]
+    stated = [_stated(asset) for key, asset in item_assets(item).items() if key in _band_keys(item)]
     scales = {scale for scale, _ in stated if scale is not None}
     offsets = {shift for _, shift in stated if shift is not None}
     if len(scales) > 1 or len(offsets) > 1:
         raise InputError(f"{path}: the bands state different scales {sorted(scales)} or offsets {sorted(offsets)}")
     scale = 1 / scales.pop() if scales else QUANTIFICATION
     scale = float(round(scale)) if abs(scale - round(scale)) < 1e-6 else scale
-    properties = _properties(item)
+    properties = item_properties(item)
     if told is not None:
         return scale, sentinel2_guard.told_offset(path, told), "as told"
     if properties.get("earthsearch:boa_offset_applied") is True:
@@ -238,11 +203,6 @@ def _stated(asset: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return found[0], found[1]
 
 
-def _properties(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    properties = item.get("properties")
-    return properties if isinstance(properties, dict) else {}
-
-
 def _spec(
     path: Path,
     item: Mapping[str, Any],
@@ -252,11 +212,11 @@ def _spec(
     wrong: str,
     grid: str,
 ) -> SceneSpec:
-    properties = _properties(item)
+    properties = item_properties(item)
     platform = str(properties.get("platform", "")).lower()
     unit = platform[-1:].upper() if re.fullmatch(r"sentinel-2[a-d]", platform) else ""
     bands = nominal_bands([chip.name for chip in chips], unit_sensor(unit))
-    time = _time(path, properties)
+    time = item_time(path, item)
     level = "L1C" if "l1c" in str(item.get("collection", item.get("id", ""))).lower() else "L2A"
     attrs: dict[str, Any] = {
         "band_names": {str(band.number): band.name for band in bands},
@@ -284,15 +244,6 @@ def _spec(
         history=(history,),
         attrs={key: value for key, value in attrs.items() if value is not None},
     )
-
-
-def _time(path: Path, properties: Mapping[str, Any]) -> datetime:
-    text = str(properties.get("datetime") or properties.get("start_datetime") or "")
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"{path}: states no datetime in ISO 8601") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, eq=False)
