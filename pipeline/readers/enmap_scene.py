@@ -37,7 +37,8 @@ def scene_spec(
         detector: for L1B.
 
     Raises:
-        InputError: the product's name cannot be used as one, or nothing tells the size of the scene.
+        InputError: the product's name cannot be used as one, or nothing tells the size of the scene or, for a level in
+            map geometry, where it lies.
     """
     measurement = "reflectance" if metadata.level == "L2A" else "radiance"
     long_name = "surface reflectance" if metadata.level == "L2A" else "at-sensor radiance"
@@ -76,6 +77,13 @@ def _bands(table: BandTable) -> Bands:
 def _grid(files: ProductFiles, metadata: EnmapMetadata, info: RasterInfo | None, detector: str | None) -> GeoBox:
     """The image's own grid; no CRS for L1B (sensor geometry) and where the image is empty."""
     if info is not None and not detector:
+        if info.grid.crs is None:
+            raise InputError(
+                f"{files.rasters['SPECTRAL_IMAGE']}: the image has no CRS, so nothing says where on Earth its pixels "
+                f"lie; expected the UTM zone or the geographic grid in which {metadata.level} is delivered. A copy has "
+                "lost it: fetch the product again, or write CRS and transform into the image (`gdal_edit.py -a_srs … "
+                "-a_ullr …`)"
+            )
         return info.grid
     shape = info.shape if info is not None else metadata.shapes.get(detector or "merge")
     if shape is None:

@@ -576,6 +576,10 @@ BROKEN = {
         corrupt(lambda p: write_raster(p.file("SPECTRAL_IMAGE"), p.cubes[""][:218], -32768)),
         "218 bands, but .* describes 224",
     ),
+    "no CRS": (
+        corrupt(lambda p: write_raster(p.file("SPECTRAL_IMAGE"), p.cubes[""], -32768, place={})),
+        r"SPECTRAL_IMAGE.TIF: the image has no CRS.*in which L2A is delivered",
+    ),
     "nothing there": (lambda folder: folder, "not a product"),
 }
 
