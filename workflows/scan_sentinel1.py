@@ -1,8 +1,9 @@
-"""Sentinel-1 GRD products for `cubeloom scan`: SAFE folders and ZIPs.
+"""Sentinel-1 products for `cubeloom scan`: GRD as SAFE folders and ZIPs, and backscatter beside its STAC item.
 
-The images lie on no map, so the item has no `proj:` fields: the grid is a choice of whoever opens the product.
+The images of GRD lie on no map, so their item has no `proj:` fields: the grid is a choice of whoever opens the product.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,22 @@ from cubeloom.catalogs.scan import SceneRecord
 from .describe import band_records, scene_facts
 from .scan_files import file_record
 
+_OTHERS = (".SAFE", ".zarr")
+"""Folders in which no item lies beside its files."""
+
 
 def find(folder: Path) -> Iterator[Path]:
-    """Every product at or below a folder."""
+    """Every product at or below a folder: SAFE first, then items beside their files."""
     from cubeloom.pipeline.readers.sentinel1 import find_products, recognises
+    from cubeloom.pipeline.readers.sentinel1_items import lies_beside_files
 
     if folder.is_file():
-        yield from [folder] if recognises(folder) else []
+        yield from [folder] if recognises(folder) or lies_beside_files(folder) else []
         return
     yield from find_products(folder)
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(_OTHERS))
+        yield from filter(lies_beside_files, (Path(parent, name) for name in sorted(names)))
 
 
 def record(path: Path) -> SceneRecord:
@@ -32,6 +40,8 @@ def record(path: Path) -> SceneRecord:
     """
     from cubeloom.pipeline.readers.sentinel1 import open_source
 
+    if path.suffix.lower() in (".json", ".geojson"):
+        return _item_record(path)
     spec = open_source(path).spec
     bands = band_records(spec)
     if path.suffix.lower() == ".zip":
@@ -39,6 +49,21 @@ def record(path: Path) -> SceneRecord:
     else:
         files = _safe_files(path, {band.name: band for band in bands})
     return SceneRecord(replace(scene_facts(spec), grid=None), files)
+
+
+def _item_record(path: Path) -> SceneRecord:
+    """The facts that an item tells, and its files; `metadata`, the item itself, is what opens."""
+    from cubeloom.pipeline.readers.sentinel1_items import open_source
+
+    # What the numbers are, no item of ours says: whoever opens the scene does, where its files do not.
+    source = open_source(path, units="linear", calibration="sigma0")
+    bands = {band.name: band for band in band_records(source.spec)}
+    files = [file_record("metadata", path, ("metadata",))]
+    for place in dict.fromkeys(layer.file.path for layer in source.layers):
+        names = [layer.polarisation for layer in source.layers if layer.file.path == place]
+        cube = file_record("-".join(names).lower(), place, ("data",))
+        files.append(replace(cube, bands=tuple(bands[name] for name in names)))
+    return SceneRecord(scene_facts(source.spec), files)
 
 
 def _safe_files(path: Path, bands: dict[str, BandRecord]) -> list[FileRecord]:

@@ -22,6 +22,7 @@ READERS = (
     "enmap",
     "sentinel2_chips",
     "sentinel2_cogs",
+    "sentinel1_items",
     "sentinel1_chips",
     "raster",
 )
@@ -34,9 +35,10 @@ def open_scene(path: str | Path, **options: str) -> xr.Dataset:
     Args:
         path: an EnMAP product (folder, ZIP, order `.tar.gz`, METADATA.XML or image), a Sentinel-2 product (SAFE folder
             or ZIP, EOPF Zarr, a STAC item beside its COGs) or chips of it, a Sentinel-1 GRD product (SAFE
-            folder or ZIP) or backscatter as GeoTIFF, an ENVI file or GeoTIFF whose band tags hold wavelengths, a Zarr
-            store that Cubeloom published, or the URL of one that it pushed (`s3://bucket/…/x.zarr`,
-            `icechunk+…://…#…`) or of an EOPF product (`https://host/…/S2A_MSIL2A_….zarr`, `s3://…`).
+            folder or ZIP) or backscatter as GeoTIFF (alone, or a STAC item beside it), an ENVI file or GeoTIFF whose
+            band tags hold wavelengths, a Zarr store that Cubeloom published, or the URL of one that it pushed
+            (`s3://bucket/…/x.zarr`, `icechunk+…://…#…`) or of an EOPF product (`https://host/…/S2A_MSIL2A_….zarr`,
+            `s3://…`).
         **options: `detector="vnir" | "swir"` for EnMAP L1B; `grid="10m" | "20m" | "60m"` and `bands="common"` for
             Sentinel-2; `offset=` for its chips without metadata; `calibration=`, `grid=` and `crs=` for Sentinel-1;
             `units=` for backscatter that does not state them; `group=` for a store with several grids; `scale=` and

@@ -63,14 +63,14 @@ def recognises(path: Path) -> bool:
     """
     if path.is_dir():
         files = _polarisation_files(path)
-        return bool(files) and all(_is_backscatter(handle(RasterFile(file))) for file in files.values())
+        return bool(files) and all(is_backscatter(handle(RasterFile(file))) for file in files.values())
     if not path.is_file() or path.suffix.lower() not in _TIFFS:
         return False
     if _MEASUREMENT.match(path.name):
         return True
     dataset = handle(RasterFile(path))
     named = bool(_POLARISATION.search(path.stem) or _RADAR.search(path.stem))
-    return _is_backscatter(dataset) and (named or _described(dataset) is not None)
+    return is_backscatter(dataset) and (named or described(dataset) is not None)
 
 
 def open_source(
@@ -94,9 +94,27 @@ def open_source(
             "product's folder or ZIP"
         )
     layers = _folder_layers(path, polarisation) if path.is_dir() else _file_layers(path, polarisation)
-    layers.sort(key=lambda layer: POLARISATIONS.index(layer.polarisation))
+    return backscatter(path, layers, units, calibration)
+
+
+def backscatter(
+    path: Path, layers: "Sequence[Layer]", units: str | None, calibration: str | None, said: Sequence[str] = ()
+) -> "BackscatterSource":
+    """The Source over layers that belong together.
+
+    Args:
+        path: what is opened, for messages and the Scene's name.
+        layers: one of each polarisation.
+        units: as told, see `open_source`.
+        calibration: as told.
+        said: what stands elsewhere about the numbers, in lower case.
+
+    Raises:
+        InputError, ConfigError: as `open_source`.
+    """
+    layers = sorted(layers, key=lambda layer: POLARISATIONS.index(layer.polarisation))
     info = _common_info(layers)
-    unit, quantity = _meaning(path, layers, info, units, calibration)
+    unit, quantity = _meaning(path, layers, info, (units, calibration), said)
     return BackscatterSource(_spec(path, layers, info, unit, quantity), tuple(layers), info, unit)
 
 
@@ -109,14 +127,15 @@ class Layer:
     number: int
 
 
-def _is_backscatter(dataset: "DatasetReader") -> bool:
+def is_backscatter(dataset: "DatasetReader") -> bool:
+    """Whether a file can hold backscatter: floating-point numbers without wavelengths, of four bands at most."""
     tags = [dataset.tags(), *(dataset.tags(number) for number in dataset.indexes)]
     spectral = any("wavelength" in key.lower() for part in tags for key in part)
     floats = all(np.issubdtype(np.dtype(dtype), np.floating) for dtype in dataset.dtypes)
     return floats and not spectral and dataset.count <= len(POLARISATIONS)
 
 
-def _described(dataset: "DatasetReader") -> list[str] | None:
+def described(dataset: "DatasetReader") -> list[str] | None:
     """Polarisations that the bands' descriptions name, one each; None where they do not."""
     found = [_POLARISATION.search(text or "") for text in dataset.descriptions]
     names = [match[1].upper() for match in found if match]
@@ -144,8 +163,8 @@ def _file_layers(path: Path, polarisation: str | None) -> list[Layer]:
     alone = _POLARISATION.search(path.stem)
     if polarisation is not None:
         names = [name.strip().upper() for name in polarisation.split(",")]
-    elif described := _described(dataset):
-        names = described
+    elif own := described(dataset):
+        names = own
     elif alone and dataset.count == 1:
         names = [alone[1].upper()]
     else:
@@ -173,17 +192,18 @@ def _common_info(layers: Sequence[Layer]) -> RasterInfo:
 
 
 def _meaning(
-    path: Path, layers: Sequence[Layer], info: RasterInfo, units: str | None, calibration: str | None
+    path: Path, layers: Sequence[Layer], info: RasterInfo, told: tuple[str | None, str | None], said: Sequence[str]
 ) -> tuple[str, str]:
     """Units and quantity: as told, else as tags and names say.
 
     Raises:
         ConfigError: one is not known, or told wrong.
     """
+    units, calibration = told
     for name, value, known in (("units", units, tuple(UNITS)), ("calibration", calibration, tuple(CALIBRATIONS))):
         if value is not None and value not in known:
             raise ConfigError(f"{path}: {name}={value!r}; expected {' or '.join(map(repr, known))}")
-    texts = _texts(layers)
+    texts = [*_texts(layers), *said]
     unit, quantity = units or _stated_units(texts), calibration or _stated_quantity(path, layers, texts)
     missing = [] if unit else ["units='db', 'linear' or 'amplitude'"]
     missing += [] if quantity else ["calibration='sigma0' or 'gamma0'"]

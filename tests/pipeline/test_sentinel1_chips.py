@@ -1,6 +1,8 @@
 """Backscatter as GeoTIFFs: units told or read, polarisations in their order."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +89,99 @@ def test_a_truncated_chip_is_an_error(tmp_path):
     path.write_bytes(path.read_bytes()[:200_000])
     with pytest.raises(InputError, match="a_VV"):
         cubeloom.open_scene(path, units="linear", calibration="sigma0").compute()
+
+
+def terrain_corrected(folder: Path, **properties: Any) -> Path:
+    """An item as Planetary Computer has it of RTC, and its files, whose tags say nothing."""
+    folder.mkdir(exist_ok=True)
+    assets: dict[str, Any] = {"tilejson": {"href": "https://example.org/tile.json", "roles": ["tiles"]}}
+    for power, name in zip(POWER[::-1], ("vh", "vv"), strict=True):
+        write(folder / f"{name[::-1]}.tiff", power)
+        assets[name] = {"href": f"./{name[::-1]}.tiff", "roles": ["data"], "sar:polarizations": [name.upper()]}
+    told = {
+        "datetime": "2022-06-21T05:24:05.120Z",
+        "platform": "SENTINEL-1A",
+        "sat:orbit_state": "descending",
+        "sat:relative_orbit": 168,
+        "sat:absolute_orbit": 43752,
+        "sar:instrument_mode": "IW",
+        "sar:looks_range": 5,
+        "sar:looks_azimuth": 1,
+    }
+    ring = [[14, 52.2], [14.5, 52.3], [14.6, 52.1], [14, 52.2]]
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "S1A_IW_GRDH_1SDV_20220621T052352_rtc",
+        "collection": "sentinel-1-rtc",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {**told, **properties},
+        "assets": assets,
+    }
+    path = folder / "item.json"
+    path.write_text(json.dumps(item))
+    return path
+
+
+def test_what_the_files_lack_is_read_from_the_item_beside_them(tmp_path):
+    path = terrain_corrected(tmp_path / "x")
+    (tmp_path / "x" / "notes.json").write_text("no JSON")
+    with pytest.raises(ConfigError, match=r"give units='db', 'linear' or 'amplitude'\. Here the middle number"):
+        cubeloom.open_scene(path)
+    for place in (path, path.parent):
+        scene = cubeloom.open_scene(place, units="linear")
+        validate_scene(scene)
+        np.testing.assert_array_equal(scene["gamma0"].values, POWER)
+        attrs = scene.attrs
+        assert attrs["band_names"] == {"1": "VV", "2": "VH"}
+        assert (attrs["scene_id"], attrs["sensor"]) == ("S1A_IW_GRDH_1SDV_20220621T052352_rtc", "Sentinel-1A")
+        assert (attrs["processing_level"], attrs["orbit_direction"], attrs["relative_orbit"]) == (
+            "RTC",
+            "descending",
+            168,
+        )
+        assert attrs["looks"] == 5
+        assert attrs["footprint"] == [[14, 52.2], [14.5, 52.3], [14.6, 52.1]]
+        assert str(scene["time"].values)[:22] == "2022-06-21T05:24:05.12"
+        assert "time_known" not in attrs
+    cubeloom.despeckle(scene)
+    odd = terrain_corrected(tmp_path / "y", **{"sat:relative_orbit": "x", "sar:looks_range": None, "platform": None,
+                                               "constellation": "Sentinel-1"})  # fmt: skip
+    scene = cubeloom.open_scene(odd, units="linear")
+    assert scene.attrs["sensor"] == "Sentinel-1"
+    assert not {"looks", "relative_orbit"} & set(scene.attrs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda assets: assets["vv"].update(href="https://example.org/vv.tiff"), None),
+        (lambda assets: assets["vv"].update(href="../vv.tiff"), "outside the item's folder"),
+        (
+            lambda assets: assets.update({"vv": {**assets["vv"], "sar:polarizations": ["VH"]}}),
+            "as VH; expected one file",
+        ),
+        (
+            lambda assets: assets["vv"].update({"sar:polarizations": ["VV", "HH"]}),
+            "its bands are 1 without names; .* VV, HH",
+        ),
+        (lambda assets: assets["vv"].update(href="named.tif"), "its bands are HV; the item .* says VV"),
+        (lambda assets: assets["vv"].update(href="counts.tif"), "holds uint16 numbers, which mean nothing without"),
+        (lambda assets: [asset.update(href="gone.tif") for asset in assets.values()], "no file of the polarisations"),
+    ],
+)
+def test_items_that_do_not_fit_their_files_are_refused(tmp_path, change, message):
+    path = terrain_corrected(tmp_path)
+    write(tmp_path / "named.tif", POWER[0], descriptions=("HV",))
+    write(tmp_path / "counts.tif", np.ones(POWER[0].shape, np.uint16))
+    item = json.loads(path.read_text())
+    change(item["assets"])
+    path.write_text(json.dumps(item))
+    if message is None:
+        assert cubeloom.open_scene(path, units="linear").attrs["band_names"] == {"2": "VH"}
+        return
+    with pytest.raises(InputError, match=message):
+        cubeloom.open_scene(path, units="linear")
 
 
 @pytest.mark.parametrize(
