@@ -70,7 +70,7 @@ class Attention(nn.Module):
             return settled(self.scatter[visit], self.power[visit])
         scatter, power = key.transpose(-2, -1) @ value / key.shape[-2], key.square().mean(-2)
         if self.training:
-            self._keep(scatter.detach().mean(0), power.detach().mean(0), visit)
+            self._keep(scatter.detach().float().mean(0), power.detach().float().mean(0), visit)
         return settled(scatter, power)
 
     def _keep(self, scatter: Tensor, power: Tensor, visit: int) -> None:
@@ -201,6 +201,7 @@ class ESSAformer(Network):
         if statistics not in ("tile", "running"):
             raise ValueError(f"statistics is tile or running; found {statistics!r}")
         self.bands, self.width, self.scale, self.skip = bands, width, scale, skip
+        self.statistics: Statistics = statistics
         self.conv_first = nn.Conv2d(bands, width, 3, padding=1)
         self.blockup = IterativeBlock(width, scale, statistics, dropout)
         self.conv_last = nn.Conv2d(width, bands, 3, padding=1)

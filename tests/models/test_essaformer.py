@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from cubeloom.errors import ModelError
 from cubeloom.models.essaformer import ESSAformer, enlarged, reach
+from cubeloom.models.essaformer_widen import widened
 from cubeloom.models.essaformer_winograd import Winograd, transforms
 from cubeloom.models.registry import create_model, model_card, save_model
 
@@ -217,3 +218,18 @@ def test_winograd_is_a_convolution():
     before, kernel, after = transforms()
     image, small = np.random.default_rng(0).random(6), np.random.default_rng(1).random(3)
     np.testing.assert_allclose(after @ ((kernel @ small) * (before @ image)), np.correlate(image, small), atol=1e-14)
+
+
+@pytest.mark.parametrize(("scale", "statistics"), [(2, "running"), (2, "tile"), (3, "running")])
+def test_a_wider_network_begins_as_the_narrow_one(scale, statistics):
+    narrow = lively(ESSAformer(5, 9 if scale == 3 else 8, scale, statistics, skip=True))
+    wide = widened(narrow, 2).eval()
+    x = torch.rand(2, 5, 8, 7, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected, made = narrow(x), wide(x)
+    gone = narrow(x * 0)
+    assert wide.width == 2 * narrow.width
+    assert (made - expected).abs().max() < 0.02 * (expected - gone).abs().max()
+    wide.train()(x).square().mean().backward()
+    first, second = wide.blockup.convup.layers[3].weight.grad.chunk(2)
+    assert (first - second).abs().max() > 0.01 * first.abs().max()  # copies part when they learn

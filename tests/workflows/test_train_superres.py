@@ -15,6 +15,8 @@ from cubeloom.pipeline.degrade import degrade
 from cubeloom.pipeline.metrics import psnr
 from cubeloom.pipeline.stages.superres import refine
 from cubeloom.workflows.train import load_recipe, train
+from cubeloom.workflows.train.superres_data import ground_cubes
+from cubeloom.workflows.train.superres_recipe import SuperresRecipe
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
 SIDE, BANDS = 44, 9
@@ -96,8 +98,30 @@ def test_stops_change_nothing(cubes, tmp_path):
     assert whole.read_bytes() == parts.read_bytes()
 
 
+def test_a_training_goes_on_wider_and_on_finer_ground(cubes, trained, tmp_path):
+    """The first judgement is that of the narrow network: it was widened, and sees bands by the same means."""
+    out, narrow = tmp_path / "essaformer_x2.wide.safetensors", model_card(trained)
+    settings = {**narrow.settings, "width": 24}
+    del settings["bands"]
+    changes = {"weights": str(trained), "settings": settings, "ground": {"count": 1, "edge": 32}, "steps": 1}
+    train(recipe(cubes, **changes, learning_rate=1e-9), out)
+    card = model_card(out)
+    assert (card.settings["width"], card.mean, card.std) == (24, narrow.mean, narrow.std)
+    assert card.training["cubes"] == ["one.mat", "simulated ground 3000"]
+    assert card.metrics["psnr"] == pytest.approx(narrow.metrics["psnr"], abs=0.02)
+
+
+def test_ground_is_seen_as_the_detectors_would():
+    chosen = SuperresRecipe(kind="superres", ground={"count": 1, "edge": 32}, mtf=(0.3, 0.3))
+    [cube] = ground_cubes(chosen.ground, None, chosen, 3)
+    assert cube.values.shape[1:] == (96, 96)
+    noise = cube.seen - degrade(cube.values, 3, 0.3)
+    assert np.median(np.abs(noise).mean(axis=(1, 2)) / cube.values.std(axis=(1, 2))) < 0.05
+    assert (noise.std(axis=(1, 2)) > 0).all()
+
+
 WRONG = {
-    "none": ({"cubes": []}, ConfigError, r"nothing to learn from: give cubes, or scenes to simulate"),
+    "none": ({"cubes": []}, ConfigError, r"nothing to learn from: give cubes, or scenes or ground"),
     "bands": ({"settings": {"bands": 4}}, ConfigError, r"settings.bands: leave it out"),
     "mtf": ({"mtf": [0.4, 0.2]}, ConfigError, r"mtf is a range from low to high"),
     "task": ({"model": "hsdt_s", "settings": {}}, ConfigError, r"'hsdt_s' is for the task denoise"),

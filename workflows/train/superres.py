@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import Card
-from cubeloom.models.essaformer import Attention
+from cubeloom.models.essaformer import Attention, ESSAformer
+from cubeloom.models.essaformer_widen import widened
 from cubeloom.models.network import Network
 from cubeloom.models.registry import create_model, model_card
 
@@ -16,7 +17,7 @@ from .keeper import Say, Stop
 from .loop import LoopReport, claim, finished_before, prepare, run_loop
 from .module import LOSSES, AveragedModule, moving_average
 from .named_card import named_card
-from .superres_data import FineCube, Standard, SuperresJudge, SuperresPatches, fine_cubes
+from .superres_data import FineCube, Standard, SuperresJudge, SuperresPatches, fine_cubes, ground_cubes
 from .superres_recipe import SuperresRecipe
 
 
@@ -66,10 +67,14 @@ def train_superres(recipe: SuperresRecipe, out: Path, say: Say = lambda _: None)
     chosen, folder = recipe.validation, paths.folder / "scenes"
     cubes = fine_cubes(recipe.cubes, recipe.scenes, folder)
     kept = fine_cubes(chosen.cubes, chosen.scenes, folder)
-    standard = Standard.of(cubes)
-    settings = {**recipe.settings, "bands": len(standard.mean)}
+    start = model_card(recipe.model, recipe.weights) if recipe.weights else None
+    if recipe.ground:
+        like = cubes[0].bands if cubes else start.input_bands if start else None
+        cubes += ground_cubes(recipe.ground, like, recipe, scale)
+    standard = Standard.of_card(start) if start and start.mean else Standard.of(cubes)
+    settings = {**recipe.settings, "bands": len(cubes[0].values)}
     card = _card(recipe, out, settings, cubes, standard)
-    module = SuperresModule(create_model(recipe.model, recipe.weights, **settings).train(), recipe)
+    module = SuperresModule(_begun(recipe, settings, start).train(), recipe)
     judge = SuperresJudge(kept, standard, recipe, scale)
     facts = {"cubes": [cube.name for cube in cubes], "validation_bicubic": judge.baseline()}
     batches = SuperresPatches(cubes, standard, recipe, scale)
@@ -81,6 +86,17 @@ def _scale(recipe: SuperresRecipe) -> int:
     if card.task != "superres":
         raise ConfigError(f"model {recipe.model!r} is for the task {card.task}; this recipe trains superres")
     return card.scale
+
+
+def _begun(recipe: SuperresRecipe, settings: dict[str, Any], start: Card | None) -> Network:
+    """The network to train: new, as another training left it, or widened from that."""
+    before = start.settings.get("width") if start else None
+    width = settings.get("width")
+    if not isinstance(before, int) or not isinstance(width, int) or width == before or width % before:
+        return create_model(recipe.model, recipe.weights, **settings)
+    narrow = create_model(recipe.model, recipe.weights, **{**settings, "width": before})
+    assert isinstance(narrow, ESSAformer)
+    return widened(narrow, width // before, recipe.seed)
 
 
 def _card(

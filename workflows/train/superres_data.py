@@ -12,18 +12,20 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from cubeloom.errors import InputError
-from cubeloom.models.cards import InputBands
+from cubeloom.models.cards import Card, InputBands
 from cubeloom.pipeline.degrade import degrade
 from cubeloom.pipeline.metrics import psnr, sam
 from cubeloom.pipeline.readers import open_scene
 from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.simulate import simulate_catalog
+from cubeloom.pipeline.simulate.styles import STYLES
 from cubeloom.pipeline.stages.superres import refine
+from cubeloom.workflows.evaluate.superres_grounds import simulate
 
 from .cubes import largest_rectangle, read_cube
 from .denoiser_recipe import CubeFile, SimulatedScenes
 from .noisy import choose, oriented
-from .superres_recipe import SuperresRecipe
+from .superres_recipe import SimulatedGround, SuperresRecipe
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -41,12 +43,14 @@ class FineCube:
         values: `(band, y, x)` in its own units, finite, bands by ascending wavelength.
         bands: which they are, where that is known.
         weight: how often it is drawn, relative to the others.
+        seen: what a sensor measured of it on the coarse grid, `(band, y, x)`; None where it is to be degraded.
     """
 
     name: str
     values: Float32Array
     bands: InputBands | None
     weight: float = 1.0
+    seen: Float32Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,42 @@ def _simulated(scenes: SimulatedScenes, folder: Path) -> list[FineCube]:
     ]
 
 
+def ground_cubes(
+    ground: SimulatedGround, like: InputBands | None, recipe: SuperresRecipe, scale: int
+) -> list[FineCube]:
+    """Simulated ground on the fine grid, and what EnMAP measures of it.
+
+    Args:
+        ground: how much of it.
+        like: bands to have, by wavelength; all that are usable where None.
+        recipe: gives modulation transfers and their seed.
+        scale: of the grids.
+    """
+    landscapes = sorted(STYLES)
+    return [
+        _ground(ground.seed + number, landscapes[number % len(landscapes)], ground, like, recipe, scale)
+        for number in range(ground.count)
+    ]
+
+
+def _ground(
+    seed: int, landscape: str, ground: SimulatedGround, like: InputBands | None, recipe: SuperresRecipe, scale: int
+) -> FineCube:
+    mtf = float(np.random.default_rng([recipe.seed, seed]).uniform(*recipe.mtf))
+    scene, truth = simulate(landscape, seed, ground.edge, scale, mtf)
+    spec = spec_of(scene)
+    every, apart = spec.bands.wavelength, np.flatnonzero(spec.bands.good)
+    if like is not None:
+        apart = np.abs(every[:, None] - like.wavelengths_nm).argmin(axis=0)
+    bands = like or InputBands(
+        numbers=tuple(int(one) for one in spec.bands.number[apart]),
+        wavelengths_nm=tuple(every[apart].tolist()),
+        fwhm_nm=tuple(spec.bands.fwhm[apart].tolist()),
+    )
+    seen = scene[spec.subject].values[apart]
+    return FineCube(f"simulated ground {seed}", truth[apart], bands, ground.weight / ground.count, seen)
+
+
 def _bands(held: dict[str, npt.NDArray[np.float64]]) -> InputBands:
     return InputBands(**{name: tuple(values.tolist()) for name, values in held.items()})
 
@@ -145,6 +185,11 @@ class Standard:
 
     mean: Float32Array
     std: Float32Array
+
+    @classmethod
+    def of_card(cls, card: Card) -> "Standard":
+        """Those by which a network learnt before."""
+        return cls(np.asarray(card.mean, np.float32), np.asarray(card.std, np.float32))
 
     @classmethod
     def of(cls, cubes: Sequence[FineCube]) -> "Standard":
@@ -199,7 +244,8 @@ def _pairs(cubes: Sequence[FineCube], standard: Standard, recipe: SuperresRecipe
     for number, cube in enumerate(cubes):
         mtf = float(np.random.default_rng([recipe.seed, number]).uniform(*recipe.mtf))
         fine = standard.apply(cube.values)
-        yield Pair(fine, degrade(fine, scale, mtf), cube.weight)
+        seen = degrade(fine, scale, mtf) if cube.seen is None else standard.apply(cube.seen)
+        yield Pair(fine, seen, cube.weight)
 
 
 class SuperresJudge:

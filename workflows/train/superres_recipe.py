@@ -12,6 +12,26 @@ from .loop_part import Count, Fraction, StartPart, weights_beside
 Transfer = Annotated[float, Field(gt=0, lt=1)]
 
 
+class SimulatedGround(BaseModel):
+    """Simulated ground, sampled on the fine grid: the truth of which EnMAP's pixels of 30 m are made.
+
+    What the network sees of it has the noise of the simulated detectors. The landscapes are taken in turn.
+
+    Attributes:
+        count: of pieces.
+        edge: of what the network sees, px of 30 m.
+        seed: of the first.
+        weight: how often any of it is drawn, relative to a file of weight 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: Count = 16
+    edge: Annotated[int, Field(ge=32, le=512)] = 80
+    seed: int = 3000
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class SuperresValidation(BaseModel):
     """What training is judged by: cubes degraded the same way every time.
 
@@ -41,9 +61,11 @@ class SuperresRecipe(StartPart):
     Attributes:
         model: family, such as `essaformer_x2`.
         settings: arguments of the family but `bands`, which are those of the cubes.
-        weights: start from these instead of random ones.
+        weights: start from these instead of random ones, with their bands' means and deviations; a `width` in settings
+            that is a multiple of theirs widens them.
         cubes: to learn from; all of the same bands, by wavelength.
         scenes: simulated ones, without noise.
+        ground: simulated ground whose truth lies on the grid finer than EnMAP's.
         mtf: range of the modulation transfer at the coarse grid's Nyquist frequency; drawn for each cube.
         noise: largest standard deviation of white noise that the network sees, in units of each band's; drawn for each
             patch, and never part of the truth.
@@ -60,6 +82,7 @@ class SuperresRecipe(StartPart):
     settings: dict[str, Any] = Field(default_factory=dict)
     cubes: tuple[CubeFile, ...] = ()
     scenes: SimulatedScenes | None = None
+    ground: SimulatedGround | None = None
     mtf: tuple[Transfer, Transfer] = (0.2, 0.4)
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     dihedral: bool = True
@@ -73,8 +96,8 @@ class SuperresRecipe(StartPart):
 
     def _problems(self) -> Iterator[str]:
         """What does not fit together."""
-        if not self.cubes and not self.scenes:
-            yield "nothing to learn from: give cubes, or scenes to simulate"
+        if not self.cubes and not self.scenes and not self.ground:
+            yield "nothing to learn from: give cubes, or scenes or ground to simulate"
         if "bands" in self.settings:
             yield "settings.bands: leave it out, the bands are those of the cubes"
         if self.mtf[0] > self.mtf[1]:
