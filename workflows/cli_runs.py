@@ -262,10 +262,7 @@ def status(
         print_json(found.to_json())
         return
     counts = ", ".join(f"{number} {name}" for name, number in found.counts().items()) or "no scenes"
-    columns = ("item", "workflow", "state", "tries", "blocks", "since (UTC)", "cause or product")
-    print_table(
-        f"{out}: {counts}; {'a run is at work' if found.running else 'no run is at work'}", columns, found.table()
-    )
+    print_table(f"{out}: {counts}; {'a run is at work' if found.running else 'no run is at work'}", *found.table())
 
 
 @app.command()

@@ -8,13 +8,11 @@ run of this machine out; the leases keep out one of another machine where locks 
 """
 
 import io
+import json
 import platform
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,37 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from cubeloom.errors import StoreError
 from cubeloom.pipeline.chunks import Written, clipped_by_variable
 from cubeloom.pipeline.grids import Window
 from cubeloom.pipeline.journal import TileRecord
 from cubeloom.pipeline.stages.base import Stats
 from cubeloom.pipeline.tiles import How
 
-VERSION = 2
-"""Of the tables; an older file is brought up to it when it is opened."""
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS scene (
-    item TEXT NOT NULL, workflow TEXT NOT NULL, state TEXT NOT NULL, identity TEXT NOT NULL DEFAULT '',
-    request TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0, cause TEXT, product TEXT,
-    run TEXT NOT NULL DEFAULT '', host TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0,
-    heartbeat TEXT, deaths INTEGER NOT NULL DEFAULT 0, progress INTEGER NOT NULL DEFAULT 0, started TEXT, ended TEXT,
-    PRIMARY KEY (item, workflow));
-CREATE TABLE IF NOT EXISTS chunk (
-    identity TEXT NOT NULL, key TEXT NOT NULL, sha256 TEXT NOT NULL, clipped INTEGER NOT NULL,
-    PRIMARY KEY (identity, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS block (
-    identity TEXT NOT NULL, row INTEGER, col INTEGER, height INTEGER, width INTEGER, bytes INTEGER,
-    PRIMARY KEY (identity, row, col, height, width)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS statistics (
-    identity TEXT NOT NULL, step INTEGER, number INTEGER, part INTEGER, sums BLOB NOT NULL,
-    PRIMARY KEY (identity, step, number, part));
-CREATE TABLE IF NOT EXISTS tile (
-    identity TEXT NOT NULL, step INTEGER, number INTEGER, crc32 INTEGER NOT NULL,
-    device TEXT NOT NULL, precision TEXT NOT NULL, batch INTEGER NOT NULL, wanted TEXT NOT NULL,
-    PRIMARY KEY (identity, step, number)) WITHOUT ROWID;
-"""
+from .ledger_file import Database
 
 STATES = ("claimed", "processing", "succeeded", "failed", "invalid", "aborted")
 """Claimed: a run has it on its list. Aborted: the run ended before the scene did; the next one takes it up."""
@@ -62,7 +36,7 @@ LEASE_S = 120.0
 
 _COLUMNS = (
     "item", "workflow", "state", "identity", "request", "attempts", "cause", "product", "run", "host", "lease",
-    "heartbeat", "deaths", "started", "ended",
+    "heartbeat", "deaths", "started", "ended", "guides",
 )  # fmt: skip
 
 
@@ -85,6 +59,7 @@ class SceneRow:
         deaths: how often in turn a process died over it and left no more than the one before.
         started: when it was begun last, UTC.
         ended: when it came to its end, UTC.
+        guides: ids of the items that it was paired with, by the guides' names.
     """
 
     item: str
@@ -102,6 +77,7 @@ class SceneRow:
     deaths: int
     started: str | None
     ended: str | None
+    guides: Mapping[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -112,19 +88,15 @@ class Ledger:
         readonly: only look, also while a run writes.
 
     Raises:
-        StoreError: a newer Cubeloom has written it; or, only looking, an older one.
+        StoreError: a newer Cubeloom has written it; or, only looking, one much older.
     """
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         if not readonly:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _Database(path, readonly=readonly)
-        try:
-            with self._db.transaction():
-                _migrate(self._db, path, readonly=readonly)
-        except BaseException:
-            self._db.close()
-            raise
+        self._db = Database(path, readonly=readonly)
+        known = self._db.columns("scene")  # an older ledger that is only looked at lacks the last ones
+        self._columns = [name for name in _COLUMNS if name in known]
 
     def __enter__(self) -> "Ledger":
         return self
@@ -157,7 +129,9 @@ class Ledger:
                     (f"its run {row.run} was killed", _now(), died, reached, reached, row.item, row.workflow),
                 )
 
-    def claim(self, wanted: Mapping[str, str], workflow: str, run: str) -> None:
+    def claim(
+        self, wanted: Mapping[str, str], workflow: str, run: str, guides: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         """Put scenes on the list of a run.
 
         Args:
@@ -165,16 +139,19 @@ class Ledger:
                 scene has succeeded, the same request is known to be done without planning it.
             workflow: name of the workflow.
             run: id of the run.
+            guides: by the items' ids, with which items they are paired, see `SceneRow`.
         """
+        guides = guides or {}
         with self._db.transaction():
             for item, request in wanted.items():
+                paired = json.dumps(dict(guides.get(item, {})))
                 self._db.run(
-                    "INSERT INTO scene (item, workflow, state, request, run, host, lease, heartbeat) "
-                    "VALUES (?, ?, 'claimed', ?, ?, ?, ?, ?) ON CONFLICT (item, workflow) DO UPDATE SET "
+                    "INSERT INTO scene (item, workflow, state, request, run, host, lease, heartbeat, guides) "
+                    "VALUES (?, ?, 'claimed', ?, ?, ?, ?, ?, ?) ON CONFLICT (item, workflow) DO UPDATE SET "
                     "state = 'claimed', deaths = CASE WHEN request = excluded.request THEN deaths ELSE 0 END, "
                     "request = excluded.request, run = excluded.run, host = excluded.host, lease = excluded.lease, "
-                    "heartbeat = excluded.heartbeat",
-                    (item, workflow, request, run, platform.node(), time.time() + LEASE_S, _now()),
+                    "heartbeat = excluded.heartbeat, guides = excluded.guides",
+                    (item, workflow, request, run, platform.node(), time.time() + LEASE_S, _now(), paired),
                 )
 
     def beat(self, run: str) -> None:
@@ -283,8 +260,8 @@ class Ledger:
         return self._scenes("ORDER BY started, item", ())
 
     def _scenes(self, where: str, values: tuple[Any, ...]) -> list[SceneRow]:
-        rows = self._db.rows(f"SELECT {', '.join(_COLUMNS)} FROM scene {where}", values)  # noqa: S608 - fixed names
-        return [SceneRow(*row) for row in rows]
+        rows = self._db.rows(f"SELECT {', '.join(self._columns)} FROM scene {where}", values)  # noqa: S608 - fixed names
+        return [_row(dict(zip(self._columns, row, strict=True))) for row in rows]
 
     def blocks(self) -> dict[str, int]:
         """How many blocks of every product under way are finished, by identity."""
@@ -295,78 +272,10 @@ class Ledger:
         return LedgerJournal(self._db, identity)
 
 
-class _Database:
-    """One connection for all threads of the process, one statement or transaction at a time."""
-
-    def __init__(self, path: Path, *, readonly: bool) -> None:
-        self._lock = threading.RLock()
-        name = f"{path.resolve().as_uri()}?mode={'ro' if readonly else 'rwc'}"
-        self._connection = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False)
-        if not readonly:
-            self.run("PRAGMA journal_mode=WAL")
-            self.run("PRAGMA synchronous=FULL")
-
-    def run(self, statement: str, values: Sequence[Any] = ()) -> None:
-        with self._lock:
-            self._connection.execute(statement, values)
-
-    def run_all(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
-        with self._lock:
-            self._connection.executemany(statement, values)
-
-    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All statements of a block of code, or none of them; within another transaction, a part of that."""
-        with self._lock:
-            within: bool = self._connection.in_transaction
-            if within:
-                yield
-                return
-            self._connection.execute("BEGIN")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has ended it already
-                    self._connection.execute("ROLLBACK")
-                raise
-
-
-def _migrate(db: _Database, path: Path, *, readonly: bool) -> None:
-    """Bring the tables up to date; the first ones knew a scene by its identity alone."""
-    found = db.rows("PRAGMA user_version")[0][0]
-    if found > VERSION or (readonly and found < VERSION):
-        advice = "upgrade Cubeloom" if found > VERSION else "the next run brings it up to date"
-        raise StoreError(f"{path}: the ledger is of version {found}, this Cubeloom knows {VERSION}; {advice}")
-    if found == VERSION:
-        return
-    known = {row[0] for row in db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if "scene" in known:
-        db.run("ALTER TABLE scene RENAME TO scene_before")
-    for statement in filter(None, map(str.strip, SCHEMA.split(";"))):
-        db.run(statement)
-    if "scene" in known:
-        db.run(
-            "INSERT OR REPLACE INTO scene (item, workflow, state, identity, attempts, cause, product, started, ended) "
-            "SELECT item, workflow, state, CASE WHEN identity LIKE 'unplanned:%' THEN '' ELSE identity END, attempts, "
-            "cause, product, started, ended FROM scene_before ORDER BY started"
-        )
-        db.run("DROP TABLE scene_before")
-    db.run(f"PRAGMA user_version = {VERSION}")
-
-
 class LedgerJournal:
     """The finished blocks and statistics of one product, kept over a kill."""
 
-    def __init__(self, db: _Database, identity: str) -> None:
+    def __init__(self, db: Database, identity: str) -> None:
         self._db, self._identity = db, identity
 
     def chunks(self) -> Mapping[str, str]:
@@ -412,6 +321,10 @@ class LedgerJournal:
         rows = [(self._identity, step, record.number, record.crc32, *astuple(record.how)) for record in records]
         with self._db.transaction():
             self._db.run_all("INSERT OR REPLACE INTO tile VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def _row(values: dict[str, Any]) -> SceneRow:
+    return SceneRow(**{**values, "guides": json.loads(values.get("guides", "{}"))})
 
 
 def _pack(sums: Stats) -> bytes:

@@ -204,7 +204,8 @@ class _Run:
             self._ended(result)
         todo = [number for number in range(len(items)) if number not in results]
         wanted = {items[number].id: request_key(items[number], self.digest) for number in todo}
-        self.ledger.claim(wanted, self.workflow.name, self.run_id)
+        guides = {item.id: {name: guide.id for name, guide in item.guides.items()} for item in items}
+        self.ledger.claim(wanted, self.workflow.name, self.run_id, guides)
         with self._alive():
             if todo:
                 self.layout.index_behind.touch()

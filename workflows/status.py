@@ -36,11 +36,14 @@ class Status:
         scenes = [{**asdict(row), "blocks_done": self.blocks.get(row.identity, 0)} for row in self.scenes]
         return {"running": self.running, "counts": self.counts(), "scenes": scenes}
 
-    def table(self) -> list[tuple[object, ...]]:
-        """Rows of item, workflow, state, attempts, finished blocks, since when, and the cause or product."""
-        return [
+    def table(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+        """Heads and rows; the guides that scenes were paired with have a column where there are any."""
+        paired = any(row.guides for row in self.scenes)
+        heads = ("item", *(["guides"] if paired else []), "workflow", "state", "tries", "blocks", "since (UTC)")
+        rows: list[tuple[object, ...]] = [
             (
                 row.item,
+                *([", ".join(f"{name} {item}" for name, item in row.guides.items())] if paired else []),
                 row.workflow,
                 row.state,
                 row.attempts,
@@ -50,6 +53,7 @@ class Status:
             )
             for row in self.scenes
         ]
+        return (*heads, "cause or product"), rows
 
 
 def read_status(out: Path, states: tuple[str, ...] = ()) -> Status:

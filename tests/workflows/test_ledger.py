@@ -4,6 +4,7 @@ import platform
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,27 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date(path):
             assert found == {"a": ("id2", "processing", 1), "b": ("", "invalid", 1)}
     with Ledger(path, readonly=True) as ledger, pytest.raises(sqlite3.OperationalError, match="readonly"):
         ledger.release("run")
+
+
+def test_a_ledger_of_the_version_before_is_shown_and_brought_up_to_date(path):
+    """It knew no guides; all else stays, and a run that only looks changes nothing."""
+    with Ledger(path) as ledger:
+        ledger.claim({"a": "asked", "b": ""}, "flow", "run", {"a": {"s2": "S2A_x"}})
+        ledger.begin("ida", "a", "flow")
+        ledger.end("a", "flow", "succeeded", product="p")
+        before = ledger.scenes()
+    assert before[-1].guides == {"s2": "S2A_x"}
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE scene DROP COLUMN guides")
+    db.execute("PRAGMA user_version = 2")
+    db.close()
+    without = [replace(row, guides={}) for row in before]
+    for readonly in (True, False):
+        with Ledger(path, readonly=readonly) as ledger:
+            assert ledger.scenes() == without
+    with Ledger(path) as ledger:
+        ledger.claim({"a": "again"}, "flow", "run", {"a": {"s2": "S2B_y"}})
+        assert [row.guides for row in ledger.scenes()] == [{}, {"s2": "S2B_y"}]
 
 
 def test_a_newer_ledger_is_refused(path):
