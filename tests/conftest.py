@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -232,6 +234,32 @@ def sentinel_scenes(make_scene: SceneMaker) -> Callable[..., tuple[xr.Dataset, x
         return made[0], made[1]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def as_l1c() -> Callable[[Path], None]:
+    """Turns a simulated L2A product into one of Level 1C: images flat and native, elements under L1C's names."""
+    from cubeloom.pipeline.readers.sentinel2_bands import NATIVE
+
+    def convert(product: Path) -> None:
+        document, tile = product / "MTD_MSIL2A.xml", next(product.glob("GRANULE/*/MTD_TL.xml"))
+        folder = tile.parent / "IMG_DATA"
+        listed = ""
+        for step, names in NATIVE.items():
+            for name in names:
+                (path,) = folder.glob(f"R{step}m/*_{name.replace('B10', 'B09')}_{step}m.jp2")
+                stem = f"{path.name[:22]}_{name}"
+                shutil.copy(path, folder / f"{stem}.jp2")
+                listed += f"<IMAGE_FILE>{folder.relative_to(product) / stem}</IMAGE_FILE>"
+        scale = '<QUANTIFICATION_VALUE unit="none">10000</QUANTIFICATION_VALUE>'
+        text = document.read_text(encoding="utf-8").replace("MSIL2A", "MSIL1C")
+        text = re.sub(r"<IMAGE_FILE>.*</IMAGE_FILE>", listed, text, flags=re.DOTALL)
+        text = re.sub(r"<QUANTIFICATION_VALUES_LIST>.*</QUANTIFICATION_VALUES_LIST>", scale, text, flags=re.DOTALL)
+        text = text.replace("BOA_ADD_OFFSET_VALUES_LIST", "Radiometric_Offset_List").replace("BOA_ADD", "RADIO_ADD")
+        (product / "MTD_MSIL1C.xml").write_text(text.replace("Level-2A_User", "Level-1C_User"), encoding="utf-8")
+        document.unlink()
+
+    return convert
 
 
 @dataclass(frozen=True)

@@ -250,44 +250,24 @@ GML = """<?xml version="1.0"?>
 </eop:maskMembers></eop:Mask>"""
 
 
-def as_l1c(product: Path, *, polygons: bool) -> None:
-    """Turn a simulated product into one of Level 1C: its images flat and native, its elements under L1C's names."""
-    document, tile = product / "MTD_MSIL2A.xml", next(product.glob("GRANULE/*/MTD_TL.xml"))
-    folder = tile.parent / "IMG_DATA"
-    listed = ""
-    for step, names in NATIVE.items():
-        for name in names:
-            (path,) = folder.glob(f"R{step}m/*_{name.replace('B10', 'B09')}_{step}m.jp2")
-            stem = f"{path.name[:22]}_{name}"
-            shutil.copy(path, folder / f"{stem}.jp2")
-            listed += f"<IMAGE_FILE>{folder.relative_to(product) / stem}</IMAGE_FILE>"
-    text = document.read_text(encoding="utf-8")
-    text = re.sub(r"<IMAGE_FILE>.*</IMAGE_FILE>", listed, text, flags=re.DOTALL)
-    quantification = '<QUANTIFICATION_VALUE unit="none">10000</QUANTIFICATION_VALUE>'
-    text = re.sub(r"<QUANTIFICATION_VALUES_LIST>.*</QUANTIFICATION_VALUES_LIST>", quantification, text, flags=re.DOTALL)
-    text = text.replace("BOA_ADD_OFFSET_VALUES_LIST", "Radiometric_Offset_List").replace("BOA_ADD", "RADIO_ADD")
-    (product / "MTD_MSIL1C.xml").write_text(text.replace("Level-2A_User", "Level-1C_User"), encoding="utf-8")
-    document.unlink()
-    if polygons:
-        box = open_box(product)
-        x, y = box.transform * (10, 20)
-        outer = f"{x} {y} {x + 400} {y} {x + 400} {y - 300} {x} {y - 300} {x} {y}"  # 40 columns, 30 rows
-        hole = " ".join(
-            f"{x + dx} {y - dy} 7" for dx, dy in ((100, 100), (200, 100), (200, 200), (100, 200), (100, 100))
-        )
-        clouds = tile.parent / "QI_DATA/MSK_CLOUDS_B00.gml"
-        clouds.write_text(GML.format(outer=outer, hole=hole))
-        masks = f'<MASK_FILENAME type="MSK_CLOUDS">{clouds.relative_to(product)}</MASK_FILENAME>'
-        text = tile.read_text()
-        tile.write_text(re.sub(r"<MASK_FILENAME.*</MASK_FILENAME>", masks, text, flags=re.DOTALL))
+def add_cloud_polygons(product: Path) -> None:
+    """Make the only mask of a product one of the older ones: a box of 40 columns and 30 rows with a hole."""
+    tile = next(product.glob("GRANULE/*/MTD_TL.xml"))
+    x, y = open_box(product).transform * (10, 20)
+    outer = f"{x} {y} {x + 400} {y} {x + 400} {y - 300} {x} {y - 300} {x} {y}"
+    hole = " ".join(f"{x + dx} {y - dy} 7" for dx, dy in ((100, 100), (200, 100), (200, 200), (100, 200), (100, 100)))
+    clouds = tile.parent / "QI_DATA/MSK_CLOUDS_B00.gml"
+    clouds.write_text(GML.format(outer=outer, hole=hole))
+    masks = f'<MASK_FILENAME type="MSK_CLOUDS">{clouds.relative_to(product)}</MASK_FILENAME>'
+    tile.write_text(re.sub(r"<MASK_FILENAME.*</MASK_FILENAME>", masks, tile.read_text(), flags=re.DOTALL))
 
 
 def open_box(product: Path):
     return read_metadata(locate(product))[1].grids[10]
 
 
-def test_level_1c_reads_its_own_elements_and_masks(copy, product):
-    as_l1c(copy, polygons=False)
+def test_level_1c_reads_its_own_elements_and_masks(copy, product, as_l1c):
+    as_l1c(copy)
     scene = open_scene(copy, grid="60m")
     assert list(scene.attrs["band_names"].values()) == ["B01", "B09", "B10"]
     assert scene.attrs["processing_level"] == "L1C"
@@ -304,8 +284,9 @@ def test_level_1c_reads_its_own_elements_and_masks(copy, product):
     np.testing.assert_array_equal(background, np.isnan(theirs["reflectance"].values).all(axis=0))
 
 
-def test_clouds_of_older_products_are_polygons(copy):
-    as_l1c(copy, polygons=True)
+def test_clouds_of_older_products_are_polygons(copy, as_l1c):
+    as_l1c(copy)
+    add_cloud_polygons(copy)
     expected = np.zeros(open_box(copy).shape, bool)
     expected[20:50, 10:50] = True
     expected[30:40, 20:30] = False

@@ -35,6 +35,17 @@ from cubeloom.workflows.train.truth import write_sentinel_recipe
 BANDS = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 
 
+L1C = """
+name: l1c_with_radar
+sensors: [Sentinel-2]
+levels: [L1C]
+open: {bands: common}
+steps:
+  - mask
+  - pair: {guide: radar, sensors: [Sentinel-1], days: 5, coregister: off, open: {units: linear}}
+"""
+
+
 @dataclass(frozen=True)
 class Sky:
     """One place seen by three satellites, and the catalog of it."""
@@ -159,6 +170,47 @@ class TestRun:
         assert "1 unchanged in" in again.err
         other = cli("run", "sentinel2_l2a", "--catalog", sky.catalog, "--out", out, "--dry-run", "--json")
         assert json.loads(other.out)[0]["identity"] != made["identity"], "the grid is part of it"
+
+    def test_level_1c_is_paired_with_radar_beside_its_item_and_status_names_it(self, sky, as_l1c, cli, tmp_path):
+        """Top-of-atmosphere reflectance, and backscatter in TIFFs that say nothing but what their item tells."""
+        optical, radar = tmp_path / "in" / "x.SAFE", tmp_path / "in" / "radar"
+        shutil.copytree(sky.products["sentinel2"], optical)
+        as_l1c(optical)
+        grd = open_scene(sky.products["sentinel1"])
+        radar.mkdir(parents=True)
+        assets = {}
+        place = {"crs": str(grd.odc.crs), "transform": grd.odc.geobox.affine, "dtype": "float32", "count": 1}
+        for layer, name in zip(grd.sigma0.values, ("vv", "vh"), strict=True):
+            height, width = layer.shape
+            with rasterio.open(radar / f"{name}.rtc.tiff", "w", height=height, width=width, **place) as image:
+                image.write(layer, 1)
+            assets[name] = {"href": f"./{name}.rtc.tiff", "roles": ["data"]}
+        told = json.loads(sky.item("sentinel1").self_path.read_text())
+        rtc = {**told, "id": "rtc", "collection": "sentinel-1-rtc", "assets": assets, "links": []}
+        (radar / "rtc.json").write_text(json.dumps(rtc))
+        catalog = scan(tmp_path / "in", tmp_path / "in" / "catalog").catalog
+        validate_catalog(catalog)
+        again = scan(tmp_path / "in", tmp_path / "in" / "catalog")
+        assert again.rejected == (), "items of a catalog below the folder are no products"
+        item = next(item for item in read_catalog(catalog) if item.id == "rtc")
+        for key in ("datetime", "platform", "sat:orbit_state", "sat:absolute_orbit", "sar:polarizations"):
+            assert item.properties[key] == told["properties"][key], key
+        assert item.collection == "sentinel-1-rtc"
+        (tmp_path / "l1c.yaml").write_text(L1C)
+        ended = cli("run", tmp_path / "l1c.yaml", "--catalog", catalog, "--out", tmp_path / "out", "--json")
+        assert ended.code == 0, ended.err
+        [made] = json.loads(ended.out)["scenes"]
+        scene = open_scene(tmp_path / "out" / made["product"])
+        assert (scene.attrs["processing_level"], scene.sizes["band"]) == ("L1C", 13)
+        kept = scene["valid"].values
+        expected = open_scene(optical, bands="common")
+        np.testing.assert_array_equal(scene.reflectance.values[:, kept], expected.reflectance.values[:, kept])
+        guide = open_scene(tmp_path / "out" / made["product"], group="radar")
+        assert guide.odc.geobox == scene.odc.geobox
+        assert guide.attrs["subject"] == "gamma0"
+        [row] = json.loads(cli("status", tmp_path / "out", "--json").out)["scenes"]
+        assert row["guides"] == {"radar": "rtc"}
+        assert "radar rtc" in cli("status", tmp_path / "out").out
 
     def test_an_item_that_is_named_is_not_left_out_quietly(self, sky, cli, tmp_path):
         item = sky.item("enmap").id
