@@ -176,7 +176,7 @@ def _whole(value: Any) -> int | None:  # noqa: ANN401 - whatever an item holds
 def _looks(properties: Item) -> float | None:
     """Range times azimuth looks."""
     looks = [properties.get(f"sar:looks_{axis}") for axis in ("range", "azimuth")]
-    known = [float(number) for number in looks if type(number) in (int, float) and 0 < number <= _MOST_LOOKS]
+    known = [float(number) for number in looks if isinstance(number, int | float) and 0 < number <= _MOST_LOOKS]
     return known[0] * known[1] if len(known) == 2 else None
 
 
