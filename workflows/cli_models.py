@@ -128,7 +128,8 @@ def evaluate_classify(
     methods: Annotated[
         str,
         typer.Option(
-            help="Some of random_forest, rotated_forests, svm, cnn1d, cnn2d, freenet, adapter:MODEL, with +KEY=VALUE."
+            help="Some of random_forest, rotated_forests, svm, cnn1d, cnn2d, freenet, adapter:MODEL, probe:MODEL, with "
+            "+KEY=VALUE."
         ),
     ] = "random_forest,svm,cnn1d,cnn2d,freenet",
     splits: Annotated[

@@ -39,6 +39,7 @@ EVERY = (
     "freenet+steps=30+width=0.25+learning_rate=0.02",
     "adapter+tune=frozen+head=linear+steps=30+tile_px=16+settings.image_size=16+batch=2+learning_rate=0.02",
     "adapter+tune=full+steps=12+tile_px=16+settings.image_size=16+batch=2",
+    "probe+tile_px=16+settings.image_size=16+settings.patch_size=2",
 )
 
 
@@ -310,6 +311,7 @@ def test_work_is_measured():
         ("freenet+seed=3", "option 'seed' is for the evaluation to give"),
         ("adapter+scenes.train=x", "option 'scenes' is for the evaluation"),
         ("adapter+tune=some", "tune: Input should be 'frozen', 'adapter'"),
+        ("probe:spectral_gpt_base@SpectralGPT+.pth+step=1", r"unknown key 'step'"),
         ("freenet+recipe=nowhere.yaml", "nowhere.yaml: no such recipe"),
     ],
 )

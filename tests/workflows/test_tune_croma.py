@@ -1,5 +1,6 @@
 """Heads on CROMA: what is tuned, fitted or probed labels scenes of both sensors, which neither could label alone."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,30 @@ def test_a_linear_head_is_fitted(folder, pair, encoder, tmp_path):
     assert card.metrics["overall_accuracy"] > 0.6
     mapped = cubeloom.classify(optical, radar, model=str(out))
     assert (mapped.classes.values == truth).mean() > best_alone(truth)
+
+
+def test_an_evaluation_gives_every_method_both_sensors(folder, pair, encoder, tmp_path, cli):
+    """A frozen network sees what its card says: both, or one of them, with which it cannot tell all classes apart."""
+    scene = {"scene": str(folder / "optical.zarr"), "labels": str(folder / "labels.tif")}
+    recipe = {
+        "images": [{**scene, "guides": {"radar": str(folder / "radar.zarr")}}],
+        "steps": ["mask", {"pair": {"guide": "radar", "refine": 1, "coregister": "off"}}],
+        "classes": {value: {"name": name} for value, name in NAMES.items()},
+    }
+    (tmp_path / "images.yaml").write_text(yaml.safe_dump(recipe))
+    alone = f"probe:croma_nano+settings.modality=optical+tile_px={PX}"
+    methods = ("random_forest+shape+search=false+trees=20", f"probe:croma_nano@{encoder}", alone)
+    ended = cli(
+        "evaluate", "classify", tmp_path / "images.yaml", "--out", tmp_path / "out", "--splits", "blocks", "--seeds", 1,
+        "--block", FIELD, "--buffer", 0, "--per-class", 500, "--methods", ",".join(methods),
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    forest, both, optical = (score["overall_accuracy"] for score in found["scores"])
+    assert found["images"][0]["bands"] == 14
+    assert forest > 0.1 + best_alone(pair[2])
+    assert both > 0.1 + optical
+    assert [one["what"].split(",")[0] for one in found["methods"][1:]] == ["trained croma_nano", "untrained croma_nano"]
 
 
 def test_embeddings_are_probed(pair, encoder):

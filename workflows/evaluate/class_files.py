@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cubeloom.errors import ConfigError
 from cubeloom.models.cards import did_you_mean
-from cubeloom.pipeline.stages import explain
+from cubeloom.pipeline.stages import Pair, explain
+from cubeloom.pipeline.stages.tile_network import RADAR
 from cubeloom.untrusted import read_yaml
 from cubeloom.workflows.schema import Workflow
 from cubeloom.workflows.train.labelled import LabelledImage, read_images
@@ -31,7 +32,8 @@ class ImageList(BaseModel):
     Attributes:
         images: where they are, relative to the file.
         classes: name and colour of every class value; none where all images are standard scenes.
-        steps: stages that run on scenes before, written as in a workflow.
+        steps: stages that run on scenes before, written as in a workflow; where they `pair` a guide `radar`, its
+            backscatter in decibels stands behind the bands.
         variable: the cube of scenes to take; by default what the last step made.
     """
 
@@ -110,6 +112,7 @@ def _read(source: str) -> list[LabelledImage]:
     stages = Workflow(name="evaluation", steps=listed.steps).stages()
     # Each with its own bands, the bad ones as well: networks bound to a sensor take theirs from each by itself.
     options: dict[str, Any] = {"stages": stages, "variable": listed.variable, "usable": False}
+    options["radar"] = any(isinstance(stage, Pair) and stage.guide == RADAR for stage in stages)
     return [
         image for one in listed.images for image in read_images([one.beside(path.parent)], listed.classes, **options)
     ]

@@ -26,7 +26,8 @@ METHODS = {
     "cnn1d": "class_cnn",
     "cnn2d": "class_cnn",
     "freenet": "class_networks",
-    "adapter": "class_networks",
+    "adapter": "class_backbones",
+    "probe": "class_backbones",
 }
 """The module of each method; imported when the method is asked for, so that no run pays for it while it is timed."""
 
@@ -94,7 +95,7 @@ class Column:
 
 
 def parse_columns(text: str) -> list[Column]:
-    """Methods from `random_forest,svm+pca=30+mean=3,adapter:MODEL[@WEIGHTS]+tune=frozen`.
+    """Methods from `random_forest,svm+pca=30+mean=3,probe:MODEL[@WEIGHTS]`.
 
     Raises:
         ConfigError: an unknown method or option, a wrong value, a method that comes twice, or none.

@@ -1,4 +1,4 @@
-"""Networks that label whole images, trained as `cubeloom train` trains them: FreeNet, and spectral backbones."""
+"""Networks that label whole images, trained as `cubeloom train` trains them; of these FreeNet."""
 
 import json
 from abc import abstractmethod
@@ -17,11 +17,9 @@ from torch import nn
 from cubeloom.errors import ConfigError, Stopped
 from cubeloom.models.cards import Card
 from cubeloom.models.freenet import HALO
-from cubeloom.models.registry import create_model, model_card
-from cubeloom.pipeline.grids import Window, whole
+from cubeloom.models.registry import create_model
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.pipeline.stages import explain
-from cubeloom.pipeline.tiles import Lattice, Tiling, blend, padded
 from cubeloom.workflows.train.freenet import FreenetModule, freenet_card, window_pixels
 from cubeloom.workflows.train.freenet_data import FreenetBatches, pictures
 from cubeloom.workflows.train.freenet_recipe import FreenetRecipe
@@ -29,18 +27,13 @@ from cubeloom.workflows.train.labelled import LabelledImage
 from cubeloom.workflows.train.loop import LoopReport, claim, prepare, run_loop
 from cubeloom.workflows.train.loop_part import LoopPart
 from cubeloom.workflows.train.recipe import load_recipe
-from cubeloom.workflows.train.tune import TuneModule, build
-from cubeloom.workflows.train.tune_data import TuneData, channels_of
-from cubeloom.workflows.train.tune_recipe import TuneRecipe
-from cubeloom.workflows.train.tune_tasks import loss_of
-from cubeloom.workflows.train.tune_tiles import SceneTiles, TileBatches, area
 from cubeloom.workflows.train.windows import ImageWindow, image_windows
 
 from .class_methods import ClassMethod, Float32Array, usable_bands
 
 AnyRecipe = TypeVar("AnyRecipe", bound=LoopPart)
 
-_NOWHERE = Path("image")
+NOWHERE = Path("image")
 """Stands in a recipe for an image that is in memory."""
 
 
@@ -67,7 +60,7 @@ class RecipeMethod(ClassMethod, Generic[AnyRecipe]):
             raise ConfigError(f"--methods: option {filled[0]!r} is for the evaluation to give; leave it out")
         settings = {**self.defaults(), **self._of_file()}
         for name, value in options.items():
-            _put(settings, name.split("."), _value(value))
+            put(settings, name.split("."), value_of(value))
         self._settings.update(settings)
         try:
             self.filled([(1, "one"), (2, "other")], 0)
@@ -125,19 +118,19 @@ class FreeNet(RecipeMethod[FreenetRecipe]):
 
     def data(self, classes: Mapping[int, Mapping[str, str]]) -> dict[str, Any]:
         """One image."""
-        return {"images": [{"scene": _NOWHERE, "labels": _NOWHERE}], "classes": classes}
+        return {"images": [{"scene": NOWHERE, "labels": NOWHERE}], "classes": classes}
 
     def fit(self, image: LabelledImage, train: BoolArray, seed: int) -> "FreeNetMapper":
         """Train on the whole image."""
         recipe, seen = self.recipe_of(image, seed), usable(image)
         windows = image_windows([image.shape], window_pixels(recipe), HALO)
-        with _training(recipe) as out:
+        with training(recipe) as out:
             card = freenet_card(recipe, out, [seen], max(max(window.shape) for window in windows))
             settings: dict[str, Any] = card.settings
             module = FreenetModule(create_model("freenet", **settings).train(), recipe)
             batches = FreenetBatches(pictures([seen], card), [train], windows, recipe)
-            steps = _completed(run_loop(module, batches, recipe, claim(recipe, out), card))
-        details = {"weights": _size(module.trained), "steps": steps, "windows": len(windows)}
+            steps = completed(run_loop(module, batches, recipe, claim(recipe, out), card))
+        details = {"weights": size_of(module.trained), "steps": steps, "windows": len(windows)}
         return FreeNetMapper(module.trained.for_inference(), card, windows, recipe.valid_only, details)
 
 
@@ -172,91 +165,7 @@ class FreeNetMapper:
         return made
 
 
-class Adapter(RecipeMethod[TuneRecipe]):
-    """A backbone behind a spectral adapter (SpectralEarth, Braham et al. 2024), tuned with a head on tiles of an image.
-
-    Attributes:
-        model: family of the backbone, or family and tag of weights that are shipped; a family alone is untrained.
-        weights: a file or hub source of weights for the family.
-    """
-
-    kind: ClassVar[type[LoopPart]] = TuneRecipe
-    data_fields: ClassVar[frozenset[str]] = frozenset(
-        {"task", "earth", "scenes", "backbone", "weights", "validate_every", "best_by"}
-    )
-    model: str = "spectral_vit_nano"
-    weights: str | None = None
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """Few steps on small tiles, which labelled images are."""
-        return {"steps": 1000, "tile_px": 64, "balance": 0.5}
-
-    @property
-    def what(self) -> str:
-        """In words."""
-        recipe = self.filled([(1, "one"), (2, "other")], 0)
-        trained = "trained" if self.weights or "." in self.model else "untrained"
-        return (
-            f"{trained} {self.model} behind its spectral adapter, head {recipe.head}, tuned: {recipe.tune}; "
-            f"{recipe.steps} steps of {recipe.batch} tiles of {recipe.tile_px} px"
-        )
-
-    def data(self, classes: Mapping[int, Mapping[str, str]]) -> dict[str, Any]:
-        """One scene."""
-        scenes = {"train": [{"scene": _NOWHERE, "labels": _NOWHERE}], "classes": classes}
-        return {"task": "segment", "backbone": self.model, "weights": self.weights, "scenes": scenes}
-
-    def fit(self, image: LabelledImage, train: BoolArray, seed: int) -> "AdapterMapper":
-        """Tune on tiles of the image, which all of its spectra and the labels of the training pixels are in."""
-        recipe = self.recipe_of(image, seed)
-        base = model_card(recipe.backbone, recipe.weights, **recipe.settings)
-        recipe = recipe.model_copy(update={"tile_px": _fitting(recipe.tile_px, image, base.multiple)})
-        channels = channels_of(recipe, base, [image])
-        tiles = SceneTiles([area(image, base.model_copy(update=dict(channels))).within(train)], [None], recipe.tile_px)
-        counts = tiles.class_counts(len(image.classes))
-        data = TuneData(tiles, tiles, None, channels, classes=image.classes, counts=counts)
-        with _training(recipe) as out:
-            network, card = build(recipe, data, out)
-            module = TuneModule(network, recipe, loss_of(recipe.task, counts, recipe.balance))
-            learning = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
-            batches = TileBatches(tiles, recipe, len(image.classes))
-            steps = _completed(run_loop(module, batches, recipe, claim(recipe, out), card))
-        details = {"weights": _size(module.trained), "steps": steps, "learning": learning, "tile_px": recipe.tile_px}
-        return AdapterMapper(module.trained.for_inference(), card, details)
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterMapper:
-    """A tuned backbone.
-
-    Attributes:
-        network: in its form for inference.
-        card: bands, means and deviations, size and halo of tiles.
-        details: its size.
-    """
-
-    network: nn.Module
-    card: Card
-    details: Mapping[str, Any]
-
-    def map(self, image: LabelledImage) -> Float32Array:
-        """Probabilities `(K, y, x)`, blended between tiles."""
-        cube = area(image, self.card).cube
-        tiling = Tiling(self.card.tile, self.card.halo, self.card.multiple, len(self.card.classes), exact=True)
-        lattice = Lattice.of(image.shape, tiling)
-
-        def tile(number: int) -> Float32Array:
-            window: Window = lattice.window(number)
-            x = torch.from_numpy(padded(cube[:, *window.slices], lattice.shape)[None])
-            height, width = window.shape
-            return np.asarray(self.network(x)[0, :, :height, :width].softmax(0).numpy())
-
-        with torch.inference_mode():
-            return blend(lattice, whole(image.shape), tile)
-
-
-METHODS = {"freenet": FreeNet, "adapter": Adapter}
+METHODS = {"freenet": FreeNet}
 
 
 def usable(image: LabelledImage) -> LabelledImage:
@@ -266,7 +175,7 @@ def usable(image: LabelledImage) -> LabelledImage:
 
 
 @contextmanager
-def _training(recipe: LoopPart) -> Iterator[Path]:
+def training(recipe: LoopPart) -> Iterator[Path]:
     """A file for weights that nobody keeps; torch's threads and random numbers are afterwards as they were."""
     threads = torch.get_num_threads()
     with TemporaryDirectory(prefix="cubeloom-") as folder, torch.random.fork_rng(devices=[]):
@@ -277,7 +186,7 @@ def _training(recipe: LoopPart) -> Iterator[Path]:
             torch.set_num_threads(threads)
 
 
-def _completed(report: LoopReport) -> int:
+def completed(report: LoopReport) -> int:
     """The steps that a training came to.
 
     Raises:
@@ -288,23 +197,19 @@ def _completed(report: LoopReport) -> int:
     return report.step
 
 
-def _fitting(px: int, image: LabelledImage, multiple: int) -> int:
-    """The side of tiles, px, no longer than the image's."""
-    return max(min(px, *image.shape) // multiple, 1) * multiple
-
-
-def _size(network: nn.Module) -> int:
+def size_of(network: nn.Module) -> int:
+    """How many weights a network has."""
     return sum(weight.numel() for weight in network.parameters())
 
 
-def _value(text: Any) -> Any:  # noqa: ANN401 - of an option
+def value_of(text: Any) -> Any:  # noqa: ANN401 - of an option
     """An option's number, truth or list where it is one, for fields that take anything."""
     with suppress(TypeError, ValueError):
         return json.loads(text)
     return text
 
 
-def _put(settings: dict[str, Any], path: list[str], value: Any) -> None:  # noqa: ANN401 - any option
+def put(settings: dict[str, Any], path: list[str], value: Any) -> None:  # noqa: ANN401 - any option
     """Set a field, or one of a part."""
     *parts, name = path
     for part in parts:

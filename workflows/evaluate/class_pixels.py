@@ -26,6 +26,7 @@ from sklearn.svm import SVC
 from cubeloom.models.classifiers import Feature, spectral_features
 from cubeloom.models.forests import RotatedForests
 from cubeloom.models.rotations import Rotation
+from cubeloom.pipeline.band_input import is_radar
 from cubeloom.pipeline.scene import BoolArray
 from cubeloom.workflows.train.classifier import class_weights
 from cubeloom.workflows.train.labelled import LabelledImage
@@ -98,7 +99,7 @@ class PixelMethod(ClassMethod):
         kept = usable_bands(image)
         wavelengths: npt.NDArray[np.float64] = np.arange(kept.size, dtype=np.float64) * 10
         if image.bands is not None:
-            wavelengths = image.bands.wavelength[kept]
+            wavelengths = image.bands.wavelength[kept][~is_radar(image.bands.take(kept))]
         asked: dict[Feature, bool] = {"spectrum": True, "shape": self.shape, "derivative": self.derivative}
         kinds = tuple(kind for kind, is_asked in asked.items() if is_asked)
         cube = image.cube[kept]

@@ -46,7 +46,7 @@ def parsed(name: str, known: Collection[str], bare: Mapping[str, str] = MappingP
     Raises:
         ConfigError: there is no such kind.
     """
-    start, *texts = name.split("+")
+    start, *texts = re.split(r"\+(?=\w)", name)  # SpectralGPT+.pth is one name
     kind, _, model = start.partition(":")
     if kind not in known:
         raise ConfigError(

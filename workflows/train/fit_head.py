@@ -73,18 +73,37 @@ def fit_head(
     image = scene_image(scene, labelled, card_classes(table), radar=radar)
     image = _of_present_classes(image)
     parts, seen = split_pixels(image, split), area(image, base)
-    probe = linear_probe(*_sampled(encoder, seen.within(parts.train), base.tile, per_class, split.seed))
-    found = _tested(probe, encoder, seen.within(parts.test), base.tile, len(image.classes))
-    card = segmenter_card(base, out, "linear", image.classes).model_copy(
-        update={
-            "metrics": {name: value for name, value in found.items() if isinstance(value, float)},
-            "training": {"source": dict(image.source), "split": split.model_dump(mode="json"), "test": found},
-        }
-    )
+    card = segmenter_card(base, out, "linear", image.classes)
     network: Any = create_model(card.family, None, **card.settings)
     network.encoder.load_state_dict(encoder.state_dict())
-    _set_linear(network.head, probe, len(image.classes))
-    return save_model(network, out, card)
+    probe = fit_linear(network, seen.within(parts.train), base.tile, per_class, split.seed)
+    found = _tested(probe, encoder, seen.within(parts.test), base.tile, len(image.classes))
+    told = {
+        "metrics": {name: value for name, value in found.items() if isinstance(value, float)},
+        "training": {"source": dict(image.source), "split": split.model_dump(mode="json"), "test": found},
+    }
+    return save_model(network, out, card.model_copy(update=told))
+
+
+def fit_linear(network: Any, seen: Area, tile: int, per_class: int, seed: int) -> Any:  # noqa: ANN401 - scikit-learn's
+    """Fit the linear head of a network to what its backbone says of labelled pixels; the backbone stays as it is.
+
+    Args:
+        network: a `spectral_segmenter` with the head `linear`, whose head is set.
+        seen: an image as it sees it, with the labels of the pixels to learn from.
+        tile: side of the tiles that the backbone sees, px.
+        per_class: at most so many pixels of a class are learnt from.
+        seed: which ones.
+
+    Returns:
+        The regression, as of `linear_probe`.
+
+    Raises:
+        InputError: one class alone has labels, or not every class of the head.
+    """
+    probe = linear_probe(*_sampled(network.encoder, seen, tile, per_class, seed))
+    _set_linear(network.head, probe, network.head.out_channels)
+    return probe
 
 
 def _of_present_classes(image: LabelledImage) -> LabelledImage:
