@@ -172,7 +172,7 @@ def plan_stage(stage: Stage, spec: SceneSpec) -> SceneSpec:
         raise InputError(
             f"{spec.scene_id}, {stage.name}: needs the guide {missing[0]!r}, and the scene has "
             f"{', '.join(spec.guides) or 'none'}; in a workflow put a step `pair: {{guide: {missing[0]}, ...}}` before "
-            "it, in Python give the guide after the scene"
+            "it, in Python give the guide after the scene, to commands --guide"
         )
     if not spec.variables[spec.subject].is_cube:
         raise InputError(

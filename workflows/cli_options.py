@@ -22,6 +22,10 @@ Open = Annotated[
     list[str] | None,
     typer.Option("--open", metavar="NAME=VALUE", help="How the product is opened: grid=20m; may be repeated."),
 ]
+Guide = Annotated[str | None, typer.Option(help="A second scene of the same ground, for a model that sees two.")]
+GuideOpen = Annotated[
+    list[str] | None, typer.Option("--guide-open", metavar="NAME=VALUE", help="How the guide is opened.")
+]
 Detector = Annotated[str | None, typer.Option(help="vnir or swir, for EnMAP L1B; as --open detector=...")]
 CORES = os.cpu_count() or 1
 

@@ -1,11 +1,24 @@
 """Commands on single scenes and stores."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
-from .cli_options import CORES, Detector, Json, Memory, Open, Overwrite, Workers, reader_options
+from .cli_options import (
+    CORES,
+    Detector,
+    Guide,
+    GuideOpen,
+    Json,
+    Memory,
+    Open,
+    Overwrite,
+    Workers,
+    reader_options,
+)
 
 app = typer.Typer()
 
@@ -19,6 +32,7 @@ def _single(
     workers: int,
     memory: str,
     guide: str | None = None,
+    guide_options: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     from cubeloom.pipeline.engine import run_to_store
     from cubeloom.pipeline.guided import with_guides
@@ -33,9 +47,16 @@ def _single(
     scene = open_source(source, **options)
     if guide:
         pairs = [stage for stage in stages if isinstance(stage, Pair)]
-        scene = with_guides(scene, {pair.guide: pair.regridded(open_source(guide), scene.spec) for pair in pairs})
+        opened = open_source(guide, **guide_options)
+        scene = with_guides(scene, {pair.guide: pair.regridded(opened, scene.spec) for pair in pairs})
     run_to_store(scene, stages, out, overwrite=overwrite, workers=workers, memory=budget)
     say(f"{source} -> {out}")
+
+
+def _beside(guide: str | None) -> tuple[Any, ...]:
+    """The step that brings a guide onto a scene's grid, where there is one: what a model sees beside the scene."""
+    pair = {"guide": "radar", "steps": ["mask"], "refine": 1, "resampling": "bilinear", "coregister": "off"}
+    return ({"pair": {**pair, "publish": False}},) if guide else ()
 
 
 @app.command()
@@ -121,15 +142,21 @@ def classify(
     ],
     weights: Annotated[str | None, typer.Option(help="Of a family: a file, or hf:owner/repo/file@sha256.")] = None,
     tile: Annotated[int | None, typer.Option(help="Side of a network's tiles, px; 0: the whole image.", min=0)] = None,
+    guide: Guide = None,
+    guide_opened: GuideOpen = None,
     opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
-    """Classify IN; OUT holds classes, probabilities, confidence and entropy beside the measurement."""
-    step = {"classify": {"model": model, "weights": weights, "tile": tile}}
-    _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
+    """Classify IN; OUT holds classes, probabilities, confidence and entropy beside the measurement.
+
+    A model that sees a second scene too, of a radar or another date, takes it from --guide.
+    """
+    steps = ("mask", *_beside(guide), {"classify": {"model": model, "weights": weights, "tile": tile}})
+    options, of_guide = reader_options(opened, detector), reader_options(guide_opened)
+    _single(source, out, steps, options, overwrite, workers, memory, guide, of_guide)
 
 
 @app.command()
@@ -141,6 +168,8 @@ def embed(
     tile: Annotated[
         int | None, typer.Option(help="Side of the network's tiles, px; 0: the whole image.", min=0)
     ] = None,
+    guide: Guide = None,
+    guide_opened: GuideOpen = None,
     parquet: Annotated[Path | None, typer.Option(help="Also a GeoParquet file, a row for every 128 x 128 px.")] = None,
     opened: Open = None,
     detector: Detector = None,
@@ -148,15 +177,19 @@ def embed(
     workers: Workers = CORES,
     memory: Memory = "4GB",
 ) -> None:
-    """Embed IN by a backbone; OUT holds a vector for every few pixels in a group of its own, such as `d4`."""
+    """Embed IN by a backbone; OUT holds a vector for every few pixels in a group of its own, such as `d4`.
+
+    A network that sees a radar scene too takes it from --guide.
+    """
     from cubeloom.pipeline.embeddings import require_free, write_embeddings
 
     from .console import say
 
     if parquet:
         require_free(parquet)
-    step = {"embed": {"model": model, "weights": weights, "tile": tile}}
-    _single(source, out, ("mask", step), reader_options(opened, detector), overwrite, workers, memory)
+    steps = ("mask", *_beside(guide), {"embed": {"model": model, "weights": weights, "tile": tile}})
+    options, of_guide = reader_options(opened, detector), reader_options(guide_opened)
+    _single(source, out, steps, options, overwrite, workers, memory, guide, of_guide)
     if parquet:
         say(f"{out} -> {write_embeddings(out, parquet)}")
 

@@ -117,6 +117,23 @@ def test_one_tile_of_both_is_the_networks_map(small, squares):
     assert "bands by number and VV, VH" in line
 
 
+def test_the_command_takes_the_radar_scene_as_guide(small, squares, tmp_path, cli):
+    """Here the two lie on one grid, so that the store is what the network gives."""
+    both, paths = small("joint"), {name: tmp_path / f"{name}.zarr" for name in ("optical", "radar", "vectors")}
+    for name, scene in zip(paths, squares, strict=False):
+        cubeloom.write_scene(scene, paths[name])
+    asked = ("embed", paths["optical"], paths["vectors"], "--model", both.model, "--workers", 1)
+    lacking = cli(*asked)
+    assert lacking.code == 3
+    assert "embed: needs the guide 'radar'" in lacking.err
+    done = cli(*asked, "--guide", paths["radar"])
+    assert done.code == 0, done.err
+    expected = cubeloom.embed(*(cubeloom.open_scene(paths[name]) for name in ("optical", "radar")), model=both.model)
+    found = cubeloom.open_scene(paths["vectors"], group="d8")
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-5)
+    assert found.attrs["scene_id"] == squares[0].attrs["scene_id"]
+
+
 def test_one_tile_of_radar_in_power_or_decibels(small, squares):
     alone, radar = small("radar"), squares[1]
     embedded = cubeloom.embed(radar, model=alone.model)
