@@ -11,6 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from cubeloom.errors import InputError
 
+from .degrade import NYQUIST
 from .encoding import Array
 from .grids import STATISTICS_BLOCK, Shape, Window, whole
 from .readers.base import Source, values
@@ -128,6 +129,7 @@ class RegriddedSource:
         resampling: of cubes of numbers.
         scale: how many times finer than its scene's grid `grid` is.
         shift: how far down and right of each pixel the source is looked at, px of `grid`.
+        mtf: modulation transfer of the source's sensor at its Nyquist frequency, for `restored`.
     """
 
     source: Source
@@ -135,6 +137,7 @@ class RegriddedSource:
     resampling: Resampling
     scale: int = 1
     shift: Shift = (0.0, 0.0)
+    mtf: float = NYQUIST
 
     def shifted(self, shift: Shift) -> "RegriddedSource":
         """The same, looked at `shift` (down, right; px of the scene's grid) further."""
@@ -150,7 +153,8 @@ class RegriddedSource:
     def spec(self) -> SceneSpec:
         """The source's Scene, on the grid."""
         spec = self.source.spec
-        line = f"regridded to {self.grid.shape[0]} x {self.grid.shape[1]} px, {self.resampling}"
+        how = f"{self.resampling} from a transfer of {self.mtf:g}" if self.resampling == "restored" else self.resampling
+        line = f"regridded to {self.grid.shape[0]} x {self.grid.shape[1]} px, {how}"
         return replace(spec, grid=self.grid, scale=self.scale, history=(*spec.history, line))
 
     @property
@@ -169,7 +173,7 @@ class RegriddedSource:
         resampling: Resampling = self.resampling if numbers else "nearest"
         positions = self.placement.positions(window, self.shift)
         rows, cols = (
-            taps(position, resampling, length)
+            taps(position, resampling, length, self.mtf)
             for position, length in zip(positions, self.placement.footprint, strict=True)
         )
         held, rows, cols = self._held(name, rows, cols, bands)
@@ -225,7 +229,11 @@ def _bounded(axis: Taps, size: int) -> tuple[int, int, Taps]:
 
 
 def regridded(
-    source: Source, scene: SceneSpec, refine: int | None = None, resampling: Resampling | None = None
+    source: Source,
+    scene: SceneSpec,
+    refine: int | None = None,
+    resampling: Resampling | None = None,
+    mtf: float = NYQUIST,
 ) -> RegriddedSource:
     """A source on the grid of a scene.
 
@@ -235,6 +243,7 @@ def regridded(
         refine: how many times finer than the scene's the grid shall be; by default as many as the source's pixels are
             smaller, rounded, at least 1.
         resampling: of cubes of numbers; by default `average` where the grid is coarser than the source, else `cubic`.
+        mtf: modulation transfer of the source's sensor at its Nyquist frequency, for `restored`.
 
     Raises:
         InputError: one of the two has no map projection.
@@ -250,7 +259,7 @@ def regridded(
     refine = refine or max(floor(per_pixel + 0.5), 1)
     coarser = per_pixel / refine > COARSER
     return RegriddedSource(
-        source, refined(scene.grid, refine), resampling or ("average" if coarser else "cubic"), refine
+        source, refined(scene.grid, refine), resampling or ("average" if coarser else "cubic"), refine, mtf=mtf
     )
 
 

@@ -1,9 +1,15 @@
 """From a landscape to reflectance: what each pixel is mixed of, and the spectrum of that mixture."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
+
+from cubeloom.pipeline.degrade import sigma_of
 
 from . import cover
 from .bands import BandTable
@@ -13,6 +19,10 @@ from .spectra import WaterOptics, ground_absorption, ground_reflectance, leaf_ab
 
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
+Layers = npt.NDArray[Any]
+
+GAUSSIAN_REACH = 3.0
+"""Standard deviations at which a sensor's response is cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +54,30 @@ class Surface:
     palette: Float32Array
     directions: Float32Array
 
-    def reflectance(self, y: Float32Array, x: Float32Array, spectra: Materials, size: float = 1.0) -> Float32Array:
+    def reflectance(
+        self, y: Float32Array, x: Float32Array, spectra: Materials, size: float = 1.0, mtf: float | None = None
+    ) -> Float32Array:
         """Reflectance `(n, band)` of pixels centred at (y, x), in px of the landscape's grid (0.5 is a centre).
 
-        `size` is the pixels' edge on that grid.
+        Textures and shading are those of the pixel of that grid; smaller pixels lie between the centres of these, and
+        see them change from one to the next.
+
+        Args:
+            y: down.
+            x: right.
+            spectra: over the bands.
+            size: of the pixels, edge on that grid.
+            mtf: modulation transfer at their Nyquist frequency, of a sensor whose response is a Gaussian; when None,
+                what is seen is the plain mean over the pixel.
         """
-        rows, cols = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
-        traits = self._mixture(y, x, size)
-        change = self.landscape.texture[:, rows, cols].astype(np.float32).T @ self.directions
+        at = _nearest(y, x) if size >= 1 else _between(y, x, self.landscape.shading.shape)
+        traits = self._mixture(y, x, size) if mtf is None else self._blurred(y, x, sigma_of(mtf, 1) * size)
+        change = at(self.landscape.texture).T @ self.directions
         traits[:, :TEXTURED] *= np.exp(change)
         grounds = traits[:, :N_GROUNDS]
         grounds /= grounds.sum(axis=1, keepdims=True)
         reflectance = _vegetated(traits, spectra)
-        reflectance *= self.landscape.shading[rows, cols][:, None]
+        reflectance *= at(self.landscape.shading)[:, None]
         _flood(reflectance, traits, spectra)
         return reflectance
 
@@ -81,6 +102,54 @@ class Surface:
                 cols = np.clip(np.floor((x + step_x) * OVERSAMPLING).astype(np.intp), 0, code.shape[1] - 1)
                 total += self.palette[code[rows, cols]]
         return total / np.float32(count**2)
+
+    def _blurred(self, y: Float32Array, x: Float32Array, sigma: float) -> Float32Array:
+        """Mean of the palette rows of the cells around each point, by what a Gaussian has over each, `(n, columns)`."""
+        code = self.landscape.code
+        total = np.zeros((y.size, cover.COLUMNS), np.float32)
+        for rows, down in _under(y * OVERSAMPLING, sigma * OVERSAMPLING, code.shape[0]):
+            for cols, right in _under(x * OVERSAMPLING, sigma * OVERSAMPLING, code.shape[1]):
+                total += (down * right)[:, None] * self.palette[code[rows, cols]]
+        return total
+
+
+def _under(at: Float32Array, sigma: float, count: int) -> list[tuple[IndexArray, Float32Array]]:
+    """Cells of a line around points, and the share of a Gaussian about each point that lies over each; of sum 1."""
+    reach = GAUSSIAN_REACH * sigma
+    cell = np.floor(at - reach).astype(np.intp)[:, None] + np.arange(math.ceil(2 * reach) + 1)
+    edges = np.concatenate([cell, cell[:, -1:] + 1], axis=1) - at[:, None]
+    share = np.diff(ndtr(edges / sigma), axis=1)
+    share /= share.sum(axis=1, keepdims=True)
+    inside = np.clip(cell, 0, count - 1)
+    return list(zip(inside.T, share.T.astype(np.float32), strict=True))
+
+
+def _nearest(y: Float32Array, x: Float32Array) -> Callable[[Layers], Float32Array]:
+    """What takes of layers `(..., height, width)` the pixels that hold some points: `(..., n)`."""
+    rows, cols = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
+    return lambda layers: layers[..., rows, cols].astype(np.float32)
+
+
+def _between(y: Float32Array, x: Float32Array, shape: tuple[int, int]) -> Callable[[Layers], Float32Array]:
+    """What takes layers at some points, linear between the centres of their pixels: `(..., n)`."""
+    rows, cols = (_centres(at, size) for at, size in zip((y, x), shape, strict=True))
+
+    def taken(layers: Layers) -> Float32Array:
+        total = np.zeros((*layers.shape[:-2], y.size), np.float32)
+        for row, down in rows:
+            for col, right in cols:
+                total += layers[..., row, col] * (down * right)
+        return total
+
+    return taken
+
+
+def _centres(at: Float32Array, size: int) -> list[tuple[IndexArray, Float32Array]]:
+    """The two pixels of a line between whose centres each point lies, and the share that each has; of sum 1."""
+    inside = np.clip(at - np.float32(0.5), 0, size - 1)
+    before = np.floor(inside).astype(np.intp)
+    share = (inside - before).astype(np.float32)
+    return [(before, 1 - share), (np.minimum(before + 1, size - 1), share)]
 
 
 def _vegetated(traits: Float32Array, spectra: Materials) -> Float32Array:

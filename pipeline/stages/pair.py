@@ -33,6 +33,11 @@ AGREED = 0.1
 _CHOOSING = ("sensors", "levels", "days", "min_overlap")
 """Parameters by which a guide is chosen."""
 
+MSI = 0.26
+"""Modulation transfer of Sentinel-2's bands of 10 m at Nyquist: mean of 0.26, 0.28, 0.24 and 0.26 (B02, B03, B04, B08),
+as measured in orbit (ESA's data quality reports) and taken to sharpen its own bands (Ulfarsson et al. 2019, IEEE TGRS
+57(9))."""
+
 UNCOVERED = 0.05
 """Share of a guide band's response that the scene's bands may leave out for the two to be compared."""
 
@@ -57,7 +62,9 @@ class Pair(Stage):
             `[despeckle, to_db]`, written as in a workflow; of those that need no more than a window of it.
         refine: how many times finer than the scene's its grid is; by default as many as its own pixels are smaller.
         resampling: of its cubes; by default `average` where its own pixels are finer than that grid, else `cubic`.
-            Flags and classes take the nearest pixel.
+            Flags and classes take the nearest pixel. `restored` undoes its sensor's blur, as far as that can be.
+        mtf: modulation transfer of the guide's sensor at its Nyquist frequency, for `restored`; the default is what
+            Sentinel-2's bands of 10 m have.
         coregister: `off`; `report` how far the two lie apart; or `correct` it for later steps and the product, where
             the estimate is sure.
         max_shift: how far apart they may lie, px of the scene.
@@ -73,6 +80,7 @@ class Pair(Stage):
     steps: tuple[Step, ...] = ()
     refine: int | None = Field(default=None, ge=1, le=12)
     resampling: Resampling | None = None
+    mtf: float = Field(default=MSI, gt=0.02, lt=1)
     coregister: Literal["off", "report", "correct"] = "report"
     max_shift: float = Field(default=3.0, gt=0, le=8)
     publish: bool = True
@@ -112,7 +120,7 @@ class Pair(Stage):
         Raises:
             InputError: a step cannot take it, or one of the two has no map projection.
         """
-        return regridded(prepared(source, _stages(self.steps)), scene, self.refine, self.resampling)
+        return regridded(prepared(source, _stages(self.steps)), scene, self.refine, self.resampling, self.mtf)
 
     def plan(self, spec: SceneSpec) -> SceneSpec:
         """The Scene with its guide described.
@@ -205,8 +213,9 @@ class Pair(Stage):
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """Name, version and parameters, but for those that choose the guide: its content stands for them."""
-        described = {key: value for key, value in super().fingerprint().items() if key not in _CHOOSING}
+        """Name, version and parameters that matter; not those that choose the guide: its content stands for them."""
+        unused = _CHOOSING if self.resampling == "restored" else (*_CHOOSING, "mtf")
+        described = {key: value for key, value in super().fingerprint().items() if key not in unused}
         return {**described, "steps": [stage.fingerprint() for stage in _stages(self.steps)]}
 
     def apply(self, block: Block, stats: Stats) -> dict[str, npt.NDArray[Any]]:

@@ -1,6 +1,7 @@
 """A scene on another grid: the numbers of an independent computation, whatever window they are read in."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import rasterio.warp
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import lfilter
 
 from cubeloom.errors import InputError
+from cubeloom.pipeline.degrade import sigma_of
 from cubeloom.pipeline.grids import Window, tile, whole
 from cubeloom.pipeline.readers.base import SceneSource
 from cubeloom.pipeline.regrid import Placement, RegriddedSource, refined, regridded
+from cubeloom.pipeline.regrid_kernels import LARGEST, NOISE, taps
 from cubeloom.pipeline.scene import QUALITY_FLAGS, scene_from, spec_of
 
 
@@ -51,8 +56,14 @@ def smooth(grid: GeoBox, crs: str) -> np.ndarray:
     return (np.sin(east / 170) + np.cos(north / 140) + np.sin((east + north) / 230)).astype(np.float32)
 
 
-@pytest.mark.parametrize("resampling", ["cubic", "bilinear", "average", "nearest"])
-@pytest.mark.parametrize(("crs", "pixel"), [("EPSG:32633", 11.0), ("EPSG:32634", 10.0), ("EPSG:32634", 31.0)])
+@pytest.mark.parametrize(
+    ("resampling", "crs", "pixel"),
+    [
+        *product(("cubic", "average", "nearest"), ("EPSG:32633",), (11.0,)),
+        *product(("cubic", "average", "nearest"), ("EPSG:32634",), (10.0, 31.0)),
+        *(("bilinear", "EPSG:32634", 31.0), ("restored", "EPSG:32633", 11.0), ("restored", "EPSG:32634", 10.0)),
+    ],
+)
 def test_a_pixel_is_the_same_in_every_window(scene, resampling, crs, pixel):
     source = on_grid(scene, GeoBox((210, 240), Affine(10, 0, 640_000, 0, -10, 5_812_000), "EPSG:32633"))
     grid = target_over(source.spec.grid, crs, pixel, (230, 190))
@@ -102,6 +113,31 @@ def test_it_agrees_with_gdal_where_all_pixels_are_known(scene, resampling, pixel
     )
     same = np.isclose(made, expected, atol=2e-6)
     assert same.all() if resampling != "nearest" else same.mean() > 0.999  # ties between two pixels
+
+
+@pytest.mark.parametrize(("footprint", "position"), [(1.0, 8 / 15), (1.0, 0.2), (1.4, 4 / 15)])
+def test_what_is_restored_is_hardly_worse_than_a_regression_on_such_ground(footprint, position):
+    """An Ornstein-Uhlenbeck line, 15 points a pixel, seen through a Gaussian: least squares over it knows the best."""
+    random, fine = np.random.default_rng(2), 15
+    points = 2**16 * fine
+    ground = lfilter([1], [1, -np.exp(-2 * np.pi / (LARGEST * fine))], random.normal(size=points))
+    seen = gaussian_filter1d(ground, sigma_of(0.26, 1) * fine)[fine // 2 :: fine]
+    seen += NOISE * seen.std() * random.normal(size=seen.size)
+    pixel = round(footprint * fine)
+    means = np.convolve(ground, np.full(pixel, 1 / pixel), "valid")
+    count = seen.size - 40
+    wanted = means[round((20.5 + position) * fine - pixel / 2) :: fine][:count]
+
+    def error(weights):
+        first = 20 - (len(weights) // 2 - 1)
+        return np.std(sum(w * seen[first + k : first + k + count] for k, w in enumerate(weights)) - wanted)
+
+    weights, cubic = (taps(np.array([position]), how, footprint, 0.26).weights[:, 0] for how in ("restored", "cubic"))
+    start = 20 - (len(weights) // 2 - 1)
+    columns = np.stack([seen[start + k : start + k + count] for k in range(len(weights))], axis=1)
+    assert weights.sum() == pytest.approx(1, abs=1e-6)
+    assert error(weights) < 1.01 * error(np.linalg.lstsq(columns, wanted, rcond=None)[0])
+    assert error(weights) < 0.9 * error(cubic)
 
 
 def test_a_mean_over_whole_pixels_is_their_mean(scene):

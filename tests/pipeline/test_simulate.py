@@ -15,12 +15,16 @@ import rasterio
 from defusedxml import ElementTree
 from rasterio.rpc import RPC
 from rasterio.transform import RPCTransformer
+from scipy.stats import norm
 
 from cubeloom.errors import ConfigError
-from cubeloom.pipeline.simulate import BandTable, SimulatedProduct, operational, simulate_catalog, simulate_scene
+from cubeloom.pipeline.degrade import sigma_of
+from cubeloom.pipeline.simulate import BandTable, SimulatedProduct, cover, operational, simulate_catalog, simulate_scene
 from cubeloom.pipeline.simulate.atmosphere import Sky, solar_irradiance, sun_position, transfer
+from cubeloom.pipeline.simulate.landscape import Landscape
 from cubeloom.pipeline.simulate.materials import FINE
 from cubeloom.pipeline.simulate.sensor import noise_curve
+from cubeloom.pipeline.simulate.surface import Surface, materials
 
 NAME = re.compile(r"ENMAP\d{2}-____(L1B|L1C|L2A)-DT\d{10}_\d{8}T\d{6}Z_\d{3}_V\d{6}_\d{8}T\d{6}Z")
 COMMON = ("QUALITY_CLASSES", "QUALITY_CLOUD", "QUALITY_CIRRUS", "QUALITY_HAZE", "QUALITY_SNOW", "QUALITY_CLOUDSHADOW",
@@ -422,6 +426,28 @@ class TestPhysics:
         assert ratio[table.nearest(495)] > 400
         assert ratio[table.nearest(2200)] == pytest.approx(180, abs=15)
         assert ratio[-1] < 100 < ratio[table.nearest(1650)]
+
+
+def test_finer_pixels_see_through_their_optics_and_between_textures() -> None:
+    """Two bare soils with a straight edge, lit ever more: the share of one is a normal distribution's, light a ramp."""
+    table = operational(4, 2)
+    spectra, soils = materials(table), (0, 3)
+    palette = np.zeros((2, cover.COLUMNS), np.float32)
+    palette[(0, 1), soils] = 1
+    code = np.zeros((8, 20), np.uint16)
+    code[:, 9:] = 1
+    light = np.tile(np.linspace(0.5, 1.4, 10, dtype=np.float32), (4, 1))
+    still = np.zeros((1, cover.TEXTURED), np.float32)
+    surface = Surface(Landscape(code, light, np.zeros((1, 4, 10), np.float16)), palette, still)
+    x = np.linspace(2, 8, 181, dtype=np.float32)
+    seen = surface.reflectance(np.full_like(x, 2.2), x, spectra, 1 / 3, 0.26)
+    share = norm.cdf((x - 4.5) / (sigma_of(0.26, 1) / 3))
+    first, second = spectra.grounds[list(soils)]
+    expected = (first + share[:, None] * (second - first)) * (0.45 + 0.1 * x)[:, None]
+    np.testing.assert_allclose(seen, expected, atol=0.004 * np.abs(second - first).max())
+    at = np.arange(10, dtype=np.float32) + 0.5  # where centres of both lie, light is the same
+    fine, whole = (surface.reflectance(np.full_like(at, 1.5), at, spectra, size) for size in (1 / 3, 1.0))
+    np.testing.assert_allclose(np.delete(fine, 4, axis=0), np.delete(whole, 4, axis=0), rtol=1e-6)
 
 
 def test_a_catalog_has_different_scenes(tmp_path: Path) -> None:

@@ -122,11 +122,13 @@ def with_cube(spec: SceneSpec, cube: Float32Array, grid: GeoBox | None = None) -
 def _paired(
     scene: xr.Dataset, path: str | Path, scale: int, guides: Collection[str], coregister: str
 ) -> dict[str, xr.Dataset]:
-    """A guide on the grid `scale` times finer, in memory."""
-    return {
-        name: _kept(pair(scene, open_scene(path, **GUIDES[name]), refine=scale, coregister=coregister))
-        for name in guides
-    }
+    """A guide on the grid `scale` times finer, in memory; Sentinel-2's bands of 10 m, whose blur is known, restored."""
+    paired = {}
+    for name in guides:
+        guide = open_scene(path, **GUIDES[name])
+        how = "restored" if name == "finest" and guide.attrs["sensor"].startswith("Sentinel-2") else None
+        paired[name] = _kept(pair(scene, guide, refine=scale, coregister=coregister, resampling=how))
+    return paired
 
 
 def _through(scene: xr.Dataset, sensor: str, guide: str) -> xr.Dataset:
