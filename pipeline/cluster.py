@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
+from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, as_completed
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.protocol.pickle import dumps, loads
 from threadpoolctl import threadpool_limits
@@ -52,6 +52,8 @@ WORKERLESS_S = 300.0
 """Seconds that a cluster may be without any worker: batch systems take their time to start one."""
 
 _POLL_S = 0.1
+_TOGETHER_S = 0.005
+"""Tasks that end so soon after another are fetched with it."""
 _LOOK_S = 5.0
 _CLOSE_S = 5.0
 
@@ -170,9 +172,13 @@ class _ClusterRound(Round[A, T]):
         keys = [(f"{self.name}-{self.token}", number) for number in numbers]
         with _connection(self.client):
             futures = self.client.map(_run, [self.token] * len(tasks), arguments, key=keys, pure=False)
-        for future, task in zip(futures, tasks, strict=True):
-            self.under_way[future] = task
-            future.add_done_callback(self.ended.put)
+        self.under_way.update(zip(futures, tasks, strict=True))
+        self.client.loop.add_callback(self._watch, as_completed(futures, loop=self.client.loop))
+
+    async def _watch(self, ending: as_completed) -> None:
+        """Queue tasks as they end; on Dask's event loop, since a callback of each future would run in a thread."""
+        async for future in ending:
+            self.ended.put(future)
 
     def wait(self) -> Sequence[tuple[int, A, T | Skipped]]:
         ended = self._ended()
@@ -199,6 +205,7 @@ class _ClusterRound(Round[A, T]):
         while not ended:
             with suppress(Empty):
                 ended.append(self.ended.get(timeout=_POLL_S))
+                time.sleep(_TOGETHER_S)
                 while True:
                     ended.append(self.ended.get_nowait())
             if self.stop.is_set():
@@ -371,6 +378,7 @@ def open_cluster(
             client = scheduler
         else:
             client = stack.enter_context(_own(workers, dashboard) if scheduler == OWN else _connected(scheduler))
+        stack.enter_context(threadpool_limits(1))  # more would only spin beside the workers, and give other sums
         shown = dashboard or scheduler != OWN
         yield Cluster(client, stop, client.dashboard_link if shown else "")
 
