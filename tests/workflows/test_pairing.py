@@ -154,7 +154,8 @@ def test_the_command_line_sharpens_a_scene(delivery, items, tmp_path, cli):
     near = next(
         item for item in items if item.properties["platform"] == "enmap" and overlap(item, guide_of(items)) > 0.5
     )
-    ended = cli("sharpen", near.product_path, safe, tmp_path / "fine.zarr", "--method", "hysure")
+    options = ("--method", "hysure", "--resampling", "restored")
+    ended = cli("sharpen", near.product_path, safe, tmp_path / "fine.zarr", *options)
     assert ended.code == 0, ended
     assert "by hysure" in cubeloom.open_scene(tmp_path / "fine.zarr", group="x3").history
 
