@@ -121,6 +121,9 @@ def sharpen(
     method: Annotated[str, typer.Option(help="gsa, cnmf or hysure.")] = "gsa",
     refine: Annotated[int | None, typer.Option(help="How many times finer; by default as the guide is.")] = None,
     coregister: Annotated[str, typer.Option(help="off, report or correct: the guide's displacement.")] = "correct",
+    resampling: Annotated[
+        str | None, typer.Option(help="Of the guide: restored undoes the blur of Sentinel-2's bands of 10 m.")
+    ] = None,
     opened: Open = None,
     detector: Detector = None,
     overwrite: Overwrite = False,
@@ -128,7 +131,7 @@ def sharpen(
     memory: Memory = "4GB",
 ) -> None:
     """Mask IN and bring its spectra to the resolution of GUIDE; OUT holds the finer grid in its own group (`x3`)."""
-    pair = {"guide": "guide", "refine": refine, "coregister": coregister, "publish": False}
+    pair = {"guide": "guide", "refine": refine, "coregister": coregister, "resampling": resampling, "publish": False}
     steps = ("mask", {"pair": pair}, {"sharpen": {"method": method}})
     _single(source, out, steps, reader_options(opened, detector), overwrite, workers, memory, guide)
 
