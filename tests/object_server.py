@@ -148,6 +148,7 @@ class Link:
 def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body that follows its headers would wait 40 ms for their receipt
 
         def handle(self) -> None:
             try:

@@ -150,6 +150,7 @@ class Handler(BaseHTTPRequestHandler):
     stac: StacServer
     asked: Seen
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body that follows its headers would wait 40 ms for their receipt
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -45,3 +45,17 @@ def worker_module() -> ModuleType:
     """The module `cluster_tasks`, in a place where the workers of a cluster, which inherit the path, find it too."""
     sys.path.insert(0, str(Path(__file__).parent))
     return importlib.import_module("cluster_tasks")
+
+
+@pytest.fixture(scope="module")
+def forked_workers(worker_module: ModuleType) -> Iterator[None]:
+    """Workers are forked from a process that has imported all, as in Dask's own tests, and start in no time.
+
+    Those of other tests are spawned, as for users: of `test_executor`, of scripts, of runs and of the fault suite.
+    """
+    import dask
+    from distributed.utils import get_mp_context
+
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(["distributed", "cubeloom.pipeline.engine", "torch", "cluster_tasks"])
+        yield

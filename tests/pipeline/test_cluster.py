@@ -31,6 +31,7 @@ from cubeloom.pipeline.scene import spec_of
 from cubeloom.pipeline.simulate import simulate_scene
 from cubeloom.pipeline.stages import Denoise, Destripe, Mask
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 ROWS, COLS = 400, 260
 
 
@@ -59,7 +60,7 @@ def plan(product, monkeypatch) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def executor(worker_module) -> Iterator[Executor]:
+def executor(forked_workers) -> Iterator[Executor]:
     with open_executor(2, "processes") as processes:
         yield processes
 
@@ -274,7 +275,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import cluster_tasks
+import marking
 from cubeloom.errors import Stopped
 from cubeloom.pipeline.executor import open_executor
 
@@ -284,7 +285,7 @@ if __name__ == "__main__":
     with open_executor(2, "processes", stop) as executor:
         print(*executor.client.run(os.getpid).values(), flush=True)
         try:
-            for number, _ in executor.completed(cluster_tasks.marked, range(100), common=(Path(sys.argv[2]), 0.5)):
+            for number, _ in executor.completed(marking.marked, range(100), common=(Path(sys.argv[2]), 0.5)):
                 print(number, flush=True)
         except Stopped:
             print("stopped", flush=True)

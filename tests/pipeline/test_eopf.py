@@ -225,6 +225,7 @@ class Web:
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body that follows its headers would wait 40 ms for their receipt
 
             def __init__(self, *args, **options):
                 super().__init__(*args, directory=str(folder), **options)
