@@ -508,7 +508,7 @@ def test_a_resnet_learns_by_contrast_and_is_refused_by_masking(recipe):
     [
         ({"method": "simclr"}, r"method.*'mae', 'moco', 'dino'"),
         ({"crop": [0.8, 0.2]}, r"crop is a range from low to high; found \[0.8, 0.2\]"),
-        ({"data": {}}, "nothing to learn from: give earth, scenes, pairs or simulated"),
+        ({"data": {}}, "nothing to learn from: give earth, ssl4eo, scenes, pairs or simulated"),
         ({"method": {"name": "mae", "mask_ratio": 1.5}}, "mask_ratio"),
         ({"settings": {"image_size": 64}}, "settings.image_size 64 is not size 8"),
     ],

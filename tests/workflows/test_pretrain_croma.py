@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
+from affine import Affine
 from scipy.ndimage import gaussian_filter
 
 import cubeloom
@@ -15,6 +17,7 @@ from cubeloom.errors import ConfigError, InputError
 from cubeloom.models.croma import PARTS, S1_MEAN, S1_STD, S2_MEAN, S2_STD
 from cubeloom.models.registry import create_model, model_card
 from cubeloom.workflows.train import PretrainRecipe, load_recipe, train
+from cubeloom.workflows.train.ssl4eo import BANDS, find_chips
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
 PX, EDGE = 128, 16
@@ -173,6 +176,60 @@ def test_views_show_both_sensors_of_a_place(write, pairs, tmp_path):
     assert place.shape == (14, 32, 32)
     assert place[12:] == pytest.approx(expected, abs=5e-3)
     assert np.corrcoef(place[0].ravel(), scene.reflectance.values[square][0].ravel())[0, 1] > 0.999
+
+
+@pytest.fixture
+def chips(tmp_path) -> Path:
+    """Two places as SSL4EO-S12 has them: every band on a grid of its own, values that follow from where they lie."""
+
+    def put(path: Path, px: int, metres: float, apart: float, scale: float, dtype: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid = Affine(metres, 0, apart, 0, -metres, apart)
+        x, y = np.meshgrid(apart + metres * (np.arange(px) + 0.5), apart - metres * (np.arange(px) + 0.5))
+        place = {"crs": "EPSG:32632", "transform": grid, "dtype": dtype, "count": 1, "height": px, "width": px}
+        with rasterio.open(path, "w", **place) as image:
+            image.write((scale * (1000 + x - 2 * y)).astype(dtype), 1)
+
+    for place, times in (("0000007", ("20200604T054639", "20200813T054639")), ("0000008", ("20200101T000000",))):
+        for time in times:
+            for name in BANDS:
+                edge = {"B01": 8, "B09": 8, "B02": 48, "B03": 48, "B04": 48, "B08": 48}.get(name, 24)
+                path = tmp_path / "s2a" / place / f"{time}_T32" / f"{name.replace('B0', 'B')}.tif"
+                put(path, edge, 480 / edge, 48 / edge, 1.0, "uint16")
+            for name in ("VV", "VH"):
+                put(
+                    tmp_path / "s1" / place / f"S1A_{time[:7]}8T000000" / f"{name}.tif",
+                    50,
+                    10.1,
+                    -7.0,
+                    -0.01,
+                    "float32",
+                )
+    return tmp_path
+
+
+def test_chips_of_both_sensors_lie_on_one_grid_and_are_learnt_from(write, chips, tmp_path):
+    out = tmp_path / "croma_nano.chips.safetensors"
+    assert train(write(data={"ssl4eo": str(chips)}, batch=2, steps=1, size=16), out).step == 1
+    assert model_card(out).training["places"] == 2
+    found = find_chips(chips, model_card("croma_nano"))
+    assert [found.dates(0), found.dates(1), found.places[0][1].radar.name] == [2, 1, "S1A_20200818T000000"]
+    image = found.read(0, 1)
+    assert image.shape == (14, 48, 48)
+    inner = np.s_[4:-4, 4:-4]
+    x, y = np.meshgrid(1 + 10 * (np.arange(48) + 0.5), 1 - 10 * (np.arange(48) + 0.5))
+    field = (1000 + x - 2 * y)[inner]
+    optical = image[:12] * np.array(S2_STD)[:, None, None] + np.array(S2_MEAN)[:, None, None]
+    radar = image[12:] * np.array(S1_STD)[:, None, None] + np.array(S1_MEAN)[:, None, None]
+    np.testing.assert_allclose(optical[:, *inner], np.stack([field / 10_000] * 12), atol=2e-4)
+    np.testing.assert_allclose(radar[:, *inner], np.stack([-field / 100] * 2), atol=1e-2)
+    alone = find_chips(chips, model_card("spectral_gpt_base"))
+    np.testing.assert_allclose(alone.read(0, 1)[:, *inner], image[:12, *inner], atol=1e-5)
+    (chips / "s2a" / "0000007" / "20200604T054639_T32" / "B8A.tif").unlink()
+    with pytest.raises(InputError, match=r"B8A\.tif: no such file"):
+        find_chips(chips, model_card("croma_nano"))
+    with pytest.raises(InputError, match="holds no place of SSL4EO-S12"):
+        find_chips(chips / "s1", model_card("croma_nano"))
 
 
 def test_what_does_not_fit_is_told(write, pairs, tmp_path):

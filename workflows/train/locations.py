@@ -25,6 +25,7 @@ from .both_sensors import brought, cube_of_both
 from .earth_layout import EarthPatch, find_patches, read_patch
 from .pretrain_recipe import PairedScenes, PretrainData, SimulatedDates
 from .simulated_dates import band_table, simulate_dates
+from .ssl4eo import find_chips
 
 Float32Array = npt.NDArray[np.float32]
 FloatImages = npt.NDArray[np.floating[Any]]
@@ -147,6 +148,8 @@ def load_locations(data: PretrainData, card: Card, edge: int, folder: Path) -> L
     parts: list[Locations] = []
     if data.earth is not None:
         parts.append(EarthLocations(find_patches(data.earth), card))
+    if data.ssl4eo is not None:
+        parts.append(find_chips(data.ssl4eo, card))
     places: dict[str, Sequence[Path | PairedScenes]] = {
         f"scene_{number}": dates for number, dates in enumerate(data.scenes)
     }

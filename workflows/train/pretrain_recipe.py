@@ -254,12 +254,15 @@ class PretrainData(_Part):
 
     Attributes:
         earth: folder in SpectralEarth's layout, `<place>/<date>.tif`, of EnMAP's 202 bands.
+        ssl4eo: folder of SSL4EO-S12's chips, `s2a/<place>/<scene>/<band>.tif` and `s1/...`, for networks of Sentinel-2,
+            Sentinel-1 or both.
         scenes: products, stores or rasters; several of one place and grid, in brackets, are its dates.
         pairs: optical and radar scenes, for networks that see both.
         simulated: places to simulate.
     """
 
     earth: Path | None = None
+    ssl4eo: Path | None = None
     scenes: tuple[tuple[Path, ...], ...] = ()
     pairs: tuple[PairedScenes, ...] = ()
     simulated: SimulatedDates | None = None
@@ -273,8 +276,8 @@ class PretrainData(_Part):
 
     @model_validator(mode="after")
     def _holds_something(self) -> Self:
-        if self.earth is None and self.simulated is None and not any(self.scenes) and not self.pairs:
-            raise ValueError("nothing to learn from: give earth, scenes, pairs or simulated")
+        if not (self.earth or self.ssl4eo or self.simulated or any(self.scenes) or self.pairs):
+            raise ValueError("nothing to learn from: give earth, ssl4eo, scenes, pairs or simulated")
         if not all(self.scenes):
             raise ValueError("a place among the scenes has no date")
         return self
@@ -286,6 +289,7 @@ class PretrainData(_Part):
         pairs = tuple(pair.beside(folder) for pair in self.pairs)
         update = {
             "earth": self.earth and folder / self.earth,
+            "ssl4eo": self.ssl4eo and folder / self.ssl4eo,
             "scenes": scenes,
             "pairs": pairs,
             "simulated": simulated,
