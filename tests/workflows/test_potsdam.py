@@ -51,9 +51,8 @@ def test_the_shipped_network_shows_no_seams_and_keeps_what_is_measured(shared_da
     weights = shutil.copy(shipped, tmp_path)
     write_card(model_card("hsdt_s.enmap").model_copy(update={"tile": 96}), card_path(Path(weights)))
     network = Denoise(model="hsdt_s", weights=str(weights))
-    cubes = [lift(network)(scene.chunk(y=edge, x=edge)).denoised.values for edge in (64, 100, 400)]
-    for cube in cubes[1:]:
-        np.testing.assert_allclose(cube, cubes[0], atol=1e-5)
+    cubes = [lift(network)(scene.chunk(y=edge, x=edge)).denoised.values for edge in (100, 400)]
+    np.testing.assert_allclose(cubes[1], cubes[0], atol=1e-5)
     good = scene.good.values
     before, after = scene.reflectance.values[good], cubes[0][good]
     background = ~np.isfinite(before).any(axis=0)
