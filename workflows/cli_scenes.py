@@ -247,6 +247,7 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="Folder for the products and their truth.")],
     count: Annotated[int, typer.Option(help="How many different places.", min=1)] = 1,
     sensors: Annotated[str, typer.Option(help="enmap, sentinel2, sentinel1: those that see each place.")] = "enmap",
+    dates: Annotated[int, typer.Option(help="How often Sentinel-2 sees each place, 50 days apart.", min=1)] = 1,
     level: Annotated[str, typer.Option(help="Of EnMAP: L1B, L1C or L2A.")] = "L2A",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the EnMAP raster, px of 30 m.")] = "256x256",
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes.")] = 0,
@@ -261,7 +262,7 @@ def simulate(
     from cubeloom.pipeline.simulate.places import simulate_places
 
     from .console import parse_shift, parse_size, parse_zone, say
-    from .train.truth import write_sentinel_recipe, write_truth_recipe
+    from .train.truth import write_change_recipe, write_sentinel_recipe, write_truth_recipe
 
     height, width = parse_size(size)
     products = simulate_places(
@@ -276,6 +277,7 @@ def simulate(
         layout=layout,
         epsg=parse_zone(s2_epsg),
         shift=parse_shift(shift),
+        dates=dates,
     )
     for product in (product for made in products.values() for product in made):
         say(f"{product.path}")
@@ -285,3 +287,6 @@ def simulate(
     if {"sentinel2", "sentinel1"} <= products.keys():
         recipe = write_sentinel_recipe(products["sentinel2"], products["sentinel1"], out / "train_s1s2.yaml")
         say(f"recipe that learns from both Sentinels and their truth: {recipe}")
+    if dates > 1:
+        recipe = write_change_recipe(products["sentinel2"], dates, out / "train_change.yaml")
+        say(f"recipe that learns from their truth what changed: {recipe}")

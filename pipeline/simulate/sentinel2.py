@@ -44,6 +44,7 @@ def simulate_sentinel2(
     baseline: str = "05.11",
     epsg: int | Literal["next"] | None = None,
     shift: tuple[float, float] = (0.0, 0.0),
+    visit: int = 0,
 ) -> SimulatedProduct:
     """Write a Sentinel-2 L2A product as ESA's SAFE folder, with its parameters beside it.
 
@@ -64,6 +65,7 @@ def simulate_sentinel2(
         epsg: UTM zone of the tile: a code within a zone of the place, `next` for the nearer of the neighbouring zones,
             the EnMAP scene's when None.
         shift: east and north, m, by which the images are displaced, to try co-registration with.
+        visit: another one has other clouds, air and noise over the same ground; give it its own `start`.
 
     Returns:
         Where the product and its parameters lie.
@@ -72,7 +74,7 @@ def simulate_sentinel2(
         ConfigError: an argument is out of range.
     """
     options = ground_options(seed, height, width, landscape, place=place, start=start, clouds=clouds)
-    look, time = _look(options, delay_minutes, epsg, shift)
+    look, time = _look(options, delay_minutes, epsg, shift, visit)
     offset = -1000 if _baseline(baseline) >= _OFFSET_SINCE else 0
     tile, orbit = mgrs_tile(look.grid, _latitude(look.grid)), 1 + seed % 143
     processed = time.replace(microsecond=0) + timedelta(hours=5)
@@ -105,7 +107,7 @@ def simulate_sentinel2(
             corners=corners(look.grid),
         )
         write_documents(root, facts)
-        settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset}
+        settings = {"product": name, "seed": seed, "shift": shift, "clouds": clouds, "offset": offset, "visit": visit}
         (truth / "PARAMETERS.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         corner = Affine(10, 0, look.grid.left, 0, -10, look.grid.top)
         layout = profile(Grid(look.grid.shape(10), f"EPSG:{look.grid.epsg}", corner), "uint8", 1, "tiled")
@@ -114,7 +116,7 @@ def simulate_sentinel2(
 
 
 def _look(
-    options: Options, delay_minutes: float, epsg: int | Literal["next"] | None, shift: tuple[float, float]
+    options: Options, delay_minutes: float, epsg: int | Literal["next"] | None, shift: tuple[float, float], visit: int
 ) -> tuple[Look, datetime]:
     """What the instrument sees, and when; ground and sky are those of the EnMAP scene, the sun has moved on."""
     if not abs(delay_minutes) <= 180:
@@ -127,10 +129,14 @@ def _look(
     ground = build_ground(options, site)
     time = site.start + timedelta(minutes=delay_minutes)
     zenith, azimuth, distance = sun_position(time, *site.place)
+    drawn = options.seed
+    if visit:
+        drawn = int(np.random.default_rng([options.seed, 46, visit]).integers(2**31))
+        site = settle_site(replace(options, seed=drawn, place=site.place, start=site.start))
     sky = replace(site.sky, sun_zenith=zenith, sun_azimuth=azimuth, sun_distance=distance, view_zenith=4.0)
     everywhere = np.ones(ground.swath.shape, bool)
-    weather = draw_weather(np.random.default_rng([options.seed, 44]), everywhere, options.clouds, (zenith, azimuth))
-    seed = int(np.random.default_rng([options.seed, 45]).integers(2**63))
+    weather = draw_weather(np.random.default_rng([drawn, 44]), everywhere, options.clouds, (zenith, azimuth))
+    seed = int(np.random.default_rng([drawn, 45]).integers(2**63))
     return Look(ground, weather, sky, tile_over(ground, epsg), shift, seed), time
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cubeloom.catalogs.access import Access
 from cubeloom.catalogs.documents import write_json_atomic
 from cubeloom.errors import ConfigError, InputError, ModelError
 from cubeloom.models.classifiers import load_classifier
+from cubeloom.models.registry import model_card, save_model
 from cubeloom.pipeline.readers import open_scene, open_source
 from cubeloom.pipeline.simulate import SimulatedProduct
 from cubeloom.pipeline.simulate.geometry import utm_zone
@@ -211,6 +213,43 @@ class TestRun:
         [row] = json.loads(cli("status", tmp_path / "out", "--json").out)["scenes"]
         assert row["guides"] == {"radar": "rtc"}
         assert "radar rtc" in cli("status", tmp_path / "out").out
+
+    @pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
+    def test_change_between_two_dates_is_mapped_and_its_truth_is_known(self, cli, tmp_path):
+        from cubeloom.workflows.train.tune import build
+        from cubeloom.workflows.train.tune_data import tune_data
+
+        ended = cli(
+            "simulate", tmp_path / "in", "--sensors", "sentinel2", "--dates", 2, "--size", "36x36", "--seed", 20
+        )
+        assert ended.code == 0, ended.err
+        earlier, later = sorted((tmp_path / "in").glob("*.SAFE"))
+        scenes = [open_scene(path, grid="10m", bands="common") for path in (earlier, later)]
+        assert scenes[0].odc.geobox == scenes[1].odc.geobox
+        assert not np.array_equal(*(scene.quality.values for scene in scenes)), "each date has its own clouds"
+        before, after, changed = (
+            rasterio.open(tmp_path / "in" / f"{path.stem}-TRUTH" / f"{name}.TIF").read(1)
+            for path, name in ((earlier, "CLASSES"), (later, "CLASSES"), (later, "CHANGE"))
+        )
+        known = (before > 0) & (after > 0)
+        np.testing.assert_array_equal(changed, np.where(known, 1 + (before != after), 0))
+        assert (changed == 2).any()
+        recipe = load_recipe(tmp_path / "in" / "train_change.yaml")
+        data = tune_data(recipe, model_card(recipe.backbone, **recipe.settings))
+        assert data.counts.sum() > 0.3 * known.sum()
+        model = tmp_path / "change.safetensors"
+        network, card = build(recipe, data, model)  # as it is before its first step
+        save_model(network, model, card)
+        catalog = scan(tmp_path / "in", tmp_path / "catalog").catalog
+        ended = cli(
+            "run", "s2_change", "--catalog", catalog, "--out", tmp_path / "out", "--items", later.stem, "--json",
+            "--set", f"classify.model={model}",
+        )  # fmt: skip
+        assert ended.code == 0, ended.err
+        [made] = json.loads(ended.out)["scenes"]
+        found = open_scene(tmp_path / "out" / made["product"])
+        assert f"reflectance and before {earlier.stem}" in found.attrs["history"]
+        assert set(np.unique(found.classes.values[found.valid.values])) - {0} <= {1, 2}
 
     def test_an_item_that_is_named_is_not_left_out_quietly(self, sky, cli, tmp_path):
         item = sky.item("enmap").id
