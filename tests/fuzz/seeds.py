@@ -153,6 +153,39 @@ def cogs() -> Path:
 
 
 @cache
+def radar_cogs() -> Path:
+    """The folder of an item of Sentinel-1 and its two files, as Planetary Computer has RTC."""
+    from rasterio.transform import from_origin
+
+    folder, assets = workplace() / "radar", {}
+    folder.mkdir()
+    profile = {"driver": "GTiff", "count": 1, "height": 6, "width": 8, "dtype": "float32", "crs": "EPSG:32633"}
+    for name in ("vv", "vh"):
+        with rasterio.open(folder / f"{name}.tif", "w", transform=from_origin(3e5, 5e6, 10, 10), **profile) as dataset:
+            dataset.write(np.full((6, 8), 0.1, "float32"), 1)
+        assets[name] = {"href": f"./{name}.tif", "roles": ["data"], "sar:polarizations": [name.upper()]}
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "S1A_IW_GRDH_1SDV_20220621T052352_rtc",
+        "collection": "sentinel-1-rtc",
+        "geometry": {"type": "Polygon", "coordinates": [[[14, 52], [15, 52], [15, 53], [14, 52]]]},
+        "properties": {
+            "datetime": "2022-06-21T05:24:05.120Z",
+            "platform": "SENTINEL-1A",
+            "sat:orbit_state": "descending",
+            "sat:relative_orbit": 168,
+            "sar:instrument_mode": "IW",
+            "sar:looks_range": 5,
+            "sar:looks_azimuth": 1,
+        },
+        "assets": assets,
+    }
+    (folder / "item.json").write_text(json.dumps(item))
+    return folder
+
+
+@cache
 def product_zip() -> bytes:
     """A product as ZIP; its rasters are the same in every copy."""
     return simulate_scene(workplace() / "zip", container="zip", **SHAPE).path.read_bytes()

@@ -152,6 +152,15 @@ def _cogs(document: bytes, folder: Path) -> None:
     _open(product / "item.json", bands="common")
 
 
+def _radar_cogs(document: bytes, folder: Path) -> None:
+    from cubeloom.workflows.scan import scan
+
+    root = seeds.radar_cogs()
+    product = _copied(root, root / "item.json", document, folder)
+    scan(folder, folder / "catalog")
+    _open(product / "item.json", units="linear")
+
+
 def _archive(name: str) -> Callable[[bytes, Path], None]:
     def parse(document: bytes, folder: Path) -> None:
         from cubeloom.pipeline.readers.enmap import find_products
@@ -311,6 +320,7 @@ TARGETS = {
         )
     },
     "sentinel2_item": Target(lambda: [(seeds.cogs() / "item.json").read_bytes()], _JSON, _cogs),
+    "sentinel1_item": Target(lambda: [(seeds.radar_cogs() / "item.json").read_bytes()], _JSON, _radar_cogs),
     "eopf_root": Target(lambda: [(seeds.eopf() / ".zattrs").read_bytes()], _JSON, _eopf(".zattrs")),
     "eopf_array": Target(
         lambda: [(seeds.eopf() / "measurements/reflectance/r10m/b04/.zarray").read_bytes()],
