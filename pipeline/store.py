@@ -221,15 +221,22 @@ def _verify_chunks(task: tuple[Path, Hashes]) -> None:
 def _sweep(path: Path, known: Mapping[str, str]) -> None:
     """Remove files among the chunks that no block owns (left by a write that was cut off)."""
     for variable in {key.partition("/c/")[0] for key in known}:
-        for file in (path / variable / "c").rglob("*"):
-            if file.is_file() and not known.get(file.relative_to(path).as_posix()):
-                file.unlink()
+        for key in _files(path, f"{variable}/c"):
+            if not known.get(key):
+                (path / key).unlink()
+
+
+def _files(path: Path, below: str = "") -> Iterator[str]:
+    """Paths in a store of all files below one of its folders; of a store that is not remote."""
+    for folder, _, names in os.walk(path / below):
+        inside = Path(folder).relative_to(path)
+        yield from ((inside / name).as_posix() for name in names)
 
 
 def _write_commit(path: Path, known: Mapping[str, str], record: Mapping[str, Any]) -> None:
     """The commit record: the hash of every chunk, of the metadata, and of the coordinates."""
-    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    metadata = {key: digest(file.read_bytes()) for key, file in files.items() if key not in known and key != COMMIT}
+    others = sorted((key for key in _files(path) if key not in known and key != COMMIT), key=lambda key: key.split("/"))
+    metadata = {key: digest((path / key).read_bytes()) for key in others}
     commit = {"layout": LAYOUT_VERSION, **record, "metadata": metadata, "chunks": dict(sorted(known.items()))}
     try:
         (path / COMMIT).write_text(json.dumps(commit, indent=1))
@@ -302,8 +309,7 @@ def verify(path: Folder) -> dict[str, int]:
         except StoreError as error:
             problems.append(str(error))
     if isinstance(path, Path):
-        present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-        strange = sorted(present - files.keys() - {COMMIT})
+        strange = sorted(set(_files(path)) - files.keys() - {COMMIT})
         problems += [f"{path}: {extra} is not part of the product" for extra in strange]
     if problems:
         shown = "\n  - ".join(problems[:5])
