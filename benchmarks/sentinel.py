@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 CELLS, PIECE, QUICK = 1830, 366, 183
 """Edge in cells of 60 m: of a tile, of the simulated piece that fills it, and of the piece of the short case."""
-BANDS = ("B02", "B03", "B04", "B08")
+BANDS, CHECKED = ("B02", "B03", "B04", "B08"), ("B01", "B04", "B12")
 NOISE = 8
 """Random numbers below this are added, so that no compressor finds the repeated rows again; sensor noise has 12."""
 MEMORY = 2 * 2**30
@@ -185,8 +185,9 @@ def _enlarged(piece: Path, out: Path, cells: int, part: int) -> Path:
 
 
 def _images(product: Path) -> Iterator[Path]:
-    """The 10 m bands, SCL, and the bands that the offset is checked by."""
-    for pattern in (*(f"R10m/*_{band}_10m" for band in BANDS), "R20m/*_SCL_20m", "R60m/*_B01_60m", "R20m/*_B12_20m"):
+    """The 10 m bands, SCL, and the coarse images that the offset is checked by."""
+    bands = [(band, 10) for band in BANDS] + [(band, 60) for band in CHECKED] + [("SCL", 20)]
+    for pattern in (f"R{step}m/*_{band}_{step}m" for band, step in bands):
         yield from product.glob(f"GRANULE/*/IMG_DATA/{pattern}.jp2")
 
 

@@ -27,6 +27,11 @@ CUBES, MASKS = TileCache(32 * 2**20), TileCache(32 * 2**20)
 """Images of bands, and those of masks, whose few tiles the others would push out. 32 MiB are four blocks of four bands,
 or the eight masks of each of four bands."""
 
+# Tiles are decoded on the thread that asks: there are as many as the processor has, and all decode. Even where GDAL is
+# told to use one thread it has OpenJPEG start one more for every tile, for which the first one waits.
+if "GDAL_NUM_THREADS" not in os.environ:
+    os.environ.setdefault("OPJ_NUM_THREADS", "0")
+
 for _cache in (CUBES, MASKS):
     os.register_at_fork(after_in_child=_cache.forget)
 
@@ -48,7 +53,7 @@ def read_tiles(file: RasterFile, window: Window, bands: Sequence[int], shape: Sh
     picked = slice(None) if tuple(bands) == tuple(every) else [number - 1 for number in bands]
     state, out = file_state(file.path), None
     for tile in touched(window, edge, shape):
-        pixels = cache.get((file, state, tile), partial(_decode, file, tile, every, shape))
+        pixels = cache.get((file, state, tile), partial(read_window, file, tile, every, shape))
         shared = tile.overlap(window)
         part = shared.crop(pixels, tile)[picked]
         if shared == window:
@@ -59,11 +64,3 @@ def read_tiles(file: RasterFile, window: Window, bands: Sequence[int], shape: Sh
     if out is None:
         raise InputError(f"{file}: {window} holds no pixels")
     return out
-
-
-def _decode(file: RasterFile, tile: Window, bands: Sequence[int], shape: Shape) -> Array:
-    """A tile, decoded on this thread alone: there are as many as the processor has, and all decode."""
-    from rasterio import Env
-
-    with Env(**({} if "GDAL_NUM_THREADS" in os.environ else {"GDAL_NUM_THREADS": "1"})):
-        return read_window(file, tile, bands, shape)

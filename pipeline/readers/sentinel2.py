@@ -19,7 +19,7 @@ from .rasters import RasterFile, RasterInfo, block_shape, digest, file_state, in
 from .sentinel2_bands import NAMES
 from .sentinel2_common import CommonGridSource, on_common_grid
 from .sentinel2_decoding import Decoding
-from .sentinel2_images import grid_images, quality_files, tile_folder
+from .sentinel2_images import Image, grid_images, quality_files, tile_folder
 from .sentinel2_metadata import ProductMetadata, parse_product
 from .sentinel2_quality import QualityFiles
 from .sentinel2_safe import SafeFiles
@@ -145,8 +145,7 @@ def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2
     """The source, with a warning where the product's offsets do not fit its pixels."""
     if source.info is None:
         return source
-    images = [image for resolution in GRIDS.values() for image in grid_images(metadata, resolution, native=True)]
-    there = [image for image in images if source.product.has(image.path)]
+    there = _coarsest_images(metadata, source.product)
     there = [image for image in there if image.band in sentinel2_guard.ASKED] or there
     with ThreadPoolExecutor(len(sentinel2_guard.ASKED)) as threads:  # all are decoded at once
         samples = list(threads.map(lambda image: sentinel2_guard.sample(source.product.image(image.path)), there))
@@ -158,6 +157,12 @@ def _guarded(source: "Sentinel2Source", metadata: ProductMetadata) -> "Sentinel2
     warnings.warn(f"{source.product.path}: {wrong}", sentinel2_guard.OffsetWarning, stacklevel=5)
     spec = replace(source.spec, attrs={**source.spec.attrs, "offset_warning": wrong})
     return replace(source, spec=spec)
+
+
+def _coarsest_images(metadata: ProductMetadata, product: SafeFiles) -> list[Image]:
+    """One image of every band that is there: the provider's coarsest, which is decoded soonest."""
+    listed = [image for resolution in GRIDS.values() for image in grid_images(metadata, resolution, native=False)]
+    return list({image.band: image for image in listed if product.has(image.path)}.values())
 
 
 @dataclass(frozen=True, eq=False)

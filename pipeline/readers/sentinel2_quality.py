@@ -101,12 +101,13 @@ class QualityFiles:
         Raises:
             InputError: a file is damaged, or is none of classes.
         """
-        flags = np.zeros(window.shape, np.uint32)
-        if self.scene_classes is not None:
+        if self.scene_classes is None:
+            flags = np.zeros(window.shape, np.uint32)
+        else:
             classes = self.scene_classes.read(window, shape)[0]
             if classes.dtype != np.uint8:
                 raise InputError(f"{self.scene_classes.file}: holds {classes.dtype} as SCL; expected classes as uint8")
-            flags |= SCL_LOOKUP.take(classes)
+            flags = SCL_LOOKUP.take(classes)
         if self.cloud_classes is not None:
             _add(flags, CLASSI_FLAGS, self.cloud_classes.read(window, shape, tuple(CLASSI_FLAGS)))
         if self.clouds is not None:

@@ -216,6 +216,8 @@ def test_a_wrong_offset_warns_and_is_on_record(copy, old_product, tmp_path):
         warnings.simplefilter("error")
         open_scene(copy)
     edit(copy, "MTD_MSIL2A.xml", "BOA_ADD_OFFSET", "SOMETHING_ELSE")
+    for image in copy.glob("GRANULE/*/IMG_DATA/R10m/*_B*.jp2"):  # bands are asked by their coarsest images
+        image.write_bytes(b"damaged")
     with pytest.warns(OffsetWarning, match="forgotten"):
         scene = open_scene(copy, grid="60m")
     assert "forgotten" in scene.attrs["offset_warning"]
