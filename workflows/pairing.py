@@ -54,7 +54,7 @@ def _with_guides(scene: CatalogItem, steps: Sequence[Pair], pool: Sequence[Catal
 
 def _is_guide_alone(item: CatalogItem, workflow: Workflow, steps: Sequence[Pair]) -> bool:
     """Whether an item is there for the others: some step asks for its like, and the workflow does not."""
-    if item.guides or not any(step.sensors and _is_of(item, step) for step in steps):
+    if item.guides or item.no_guide or not any(step.sensors and _is_of(item, step) for step in steps):
         return False
     if not workflow.sensors:
         return True
@@ -66,15 +66,22 @@ def _is_guide_alone(item: CatalogItem, workflow: Workflow, steps: Sequence[Pair]
 
 
 def _is_of(item: CatalogItem, step: Pair, scene: CatalogItem | None = None) -> bool:
-    """Whether a step takes an item for a guide, of a scene if there is one, apart from place and time."""
+    """Whether a step takes an item for a guide, of a scene if there is one, apart from place and days."""
     level = str(item.properties.get("processing:level") or "")
-    if scene is not None and item.id == scene.id:
+    if scene is not None and (item.id == scene.id or not _is_when(item, step, scene)):
         return False
     if step.levels and level and level not in step.levels:
         return False
     if not step.sensors:
         return scene is not None and _sensor(item) != _sensor(scene)
     return of_sensors(_sensor(item), [sensor.lower() for sensor in step.sensors])
+
+
+def _is_when(item: CatalogItem, step: Pair, scene: CatalogItem) -> bool:
+    """Whether an item is of the side of a scene's time that a step asks for."""
+    if step.when == "any":
+        return True
+    return item.datetime < scene.datetime if step.when == "earlier" else item.datetime > scene.datetime
 
 
 def _sensor(item: CatalogItem) -> str:
@@ -94,6 +101,7 @@ def _apart(scene: CatalogItem, guide: CatalogItem) -> float:
 def _reason(scene: CatalogItem, step: Pair, near: Sequence[CatalogItem]) -> str:
     """Why a scene has no guide, with the nearest miss."""
     wanted = " or ".join(step.sensors) or "another sensor"
+    wanted += "" if step.when == "any" else f" {step.when} than it"
     told = (
         f"{scene.id}: no {step.guide} to pair it with: no scene of {wanted} within {step.days:g} days covers "
         f"{step.min_overlap:.0%} of it"

@@ -30,7 +30,7 @@ SURE_PX = 0.15
 AGREED = 0.1
 """How well, 0-1, the spectra of the two must agree for that."""
 
-_CHOOSING = ("sensors", "levels", "days", "min_overlap")
+_CHOOSING = ("sensors", "levels", "days", "when", "min_overlap")
 """Parameters by which a guide is chosen."""
 
 MSI = 0.26
@@ -56,6 +56,7 @@ class Pair(Stage):
             empty.
         levels: its processing levels; any where empty.
         days: how far apart in time the two may be.
+        when: which side of the scene's time the guide is of: `any`, `earlier` or `later`.
         min_overlap: share of the scene's footprint that the guide must cover.
         open: options for `open_scene`, such as `{grid: 20m, bands: common}`.
         steps: stages that the guide goes through on its own grid before it is brought onto the scene's, such as
@@ -75,6 +76,7 @@ class Pair(Stage):
     sensors: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     days: float = Field(default=5.0, ge=0)
+    when: Literal["any", "earlier", "later"] = "any"
     min_overlap: float = Field(default=0.5, gt=0, le=1)
     open: Mapping[str, str] = {}
     steps: tuple[Step, ...] = ()

@@ -256,6 +256,16 @@ def test_levels_and_other_sensors_are_not_taken_for_guides():
     assert paired(workflow, given) == given
 
 
+def test_a_guide_may_have_to_be_of_an_earlier_date():
+    dates = [item_at(f"s2{day}", "sentinel-2a", (10, 50, 11, 51), hours=24 * day) for day in (0, 30, 40, 130)]
+    workflow = load_workflow("s2_change")
+    first, second, third, last = paired(workflow, dates)
+    assert paired(workflow, [first, second, third, last]) == [first, second, third, last]
+    assert (second.guides["before"].id, third.guides["before"].id) == ("s20", "s230")
+    assert "no scene of Sentinel-2 earlier than it within 60 days" in first.no_guide
+    assert "the nearest of 3 is s240, 90.0 days apart" in last.no_guide
+
+
 def test_overlap_across_the_antimeridian():
     west, east = item_at("w", "enmap", (179, 0, -179, 1)), item_at("e", "sentinel-2a", (179.5, 0, -178, 1))
     boxes = [replace(item, geometry=None) for item in (west, east)]

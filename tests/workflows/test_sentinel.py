@@ -242,11 +242,13 @@ class TestRun:
         save_model(network, model, card)
         catalog = scan(tmp_path / "in", tmp_path / "catalog").catalog
         ended = cli(
-            "run", "s2_change", "--catalog", catalog, "--out", tmp_path / "out", "--items", later.stem, "--json",
+            "run", "s2_change", "--catalog", catalog, "--out", tmp_path / "out", "--json",
             "--set", f"classify.model={model}",
         )  # fmt: skip
-        assert ended.code == 0, ended.err
-        [made] = json.loads(ended.out)["scenes"]
+        assert ended.code == 3
+        assert f"{earlier.stem}: no before to pair it with" in ended.err
+        [made] = [scene for scene in json.loads(ended.out)["scenes"] if scene["state"] == "published"]
+        assert made["item"] == later.stem
         found = open_scene(tmp_path / "out" / made["product"])
         assert f"reflectance and before {earlier.stem}" in found.attrs["history"]
         assert set(np.unique(found.classes.values[found.valid.values])) - {0} <= {1, 2}

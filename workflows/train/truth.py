@@ -35,7 +35,7 @@ _SENTINEL = """\
 _CHANGE = """\
 # What changed between two dates of simulated Sentinel-2, by their truth: cubeloom train {name} --out change.safetensors
 # What is of another class at the later date has changed. spectral_gpt_base and croma_base are backbones for it too.
-#   cubeloom run s2_change --catalog CATALOG --out OUT --items LATER --set classify.model=change.safetensors
+#   cubeloom run s2_change --catalog CATALOG --out OUT --set classify.model=change.safetensors
 """
 
 
