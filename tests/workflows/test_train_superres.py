@@ -15,7 +15,7 @@ from cubeloom.pipeline.degrade import degrade
 from cubeloom.pipeline.metrics import psnr
 from cubeloom.pipeline.stages.superres import refine
 from cubeloom.workflows.train import load_recipe, train
-from cubeloom.workflows.train.superres_data import ground_cubes
+from cubeloom.workflows.train.superres_data import FineCube, Standard, SuperresPatches, ground_cubes
 from cubeloom.workflows.train.superres_recipe import SuperresRecipe
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="training networks needs the extra train")
@@ -108,6 +108,7 @@ def test_a_training_goes_on_wider_and_on_finer_ground(cubes, trained, tmp_path):
     card = model_card(out)
     assert (card.settings["width"], card.mean, card.std) == (24, narrow.mean, narrow.std)
     assert card.training["cubes"] == ["one.mat", "simulated ground 3000"]
+    assert card.training["before"]["steps"] == 60
     assert card.metrics["psnr"] == pytest.approx(narrow.metrics["psnr"], abs=0.02)
 
 
@@ -118,6 +119,20 @@ def test_ground_is_seen_as_the_detectors_would():
     noise = cube.seen - degrade(cube.values, 3, 0.3)
     assert np.median(np.abs(noise).mean(axis=(1, 2)) / cube.values.std(axis=(1, 2))) < 0.05
     assert (noise.std(axis=(1, 2)) > 0).all()
+
+
+def test_a_blended_patch_is_consistent_and_of_two_places():
+    """Blended or not, the coarse half is the fine one degraded; bands that changed together do so no longer."""
+    chosen = SuperresRecipe(kind="superres", ground={"count": 1}, mtf=(0.3, 0.3), patch_px=20, batch=1)
+    cube = FineCube("field", np.repeat(field(0)[:1], BANDS, axis=0), None)
+    apart = []
+    for blend in (0.0, 1.0):
+        data = SuperresPatches([cube], Standard.of([cube]), chosen.model_copy(update={"blend": blend}), 2)
+        coarse, fine = (part[0].numpy() for part in data.batch(3))
+        inner = np.s_[:, 4:-4, 4:-4]
+        assert np.abs(degrade(fine, 2, 0.3)[inner] - coarse[inner]).max() < 1e-3
+        apart.append(float(np.ptp(fine, axis=0).max()))
+    assert apart[0] < 1e-5 < 0.1 < apart[1]
 
 
 WRONG = {

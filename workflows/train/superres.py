@@ -76,7 +76,9 @@ def train_superres(recipe: SuperresRecipe, out: Path, say: Say = lambda _: None)
     card = _card(recipe, out, settings, cubes, standard)
     module = SuperresModule(_begun(recipe, settings, start).train(), recipe)
     judge = SuperresJudge(kept, standard, recipe, scale)
-    facts = {"cubes": [cube.name for cube in cubes], "validation_bicubic": judge.baseline()}
+    facts: dict[str, Any] = {"cubes": [cube.name for cube in cubes], "validation_bicubic": judge.baseline()}
+    if start and start.training:
+        facts["before"] = dict(start.training)  # else the card would not tell where the weights come from
     batches = SuperresPatches(cubes, standard, recipe, scale)
     return run_loop(module, batches, recipe, paths, card, judge=judge, facts=facts, say=say, stop=Stop(recipe.minutes))
 

@@ -32,6 +32,10 @@ Float32Array = npt.NDArray[np.float32]
 _PATCHES = 7
 """Key of the random stream of batches."""
 _LEAST_STD = 1e-6
+_CYCLES = (0.5, 3.0)
+"""Turns from one place to the other and back along all bands of a blended patch."""
+_STEEP = 4.0
+"""How sharply they turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +229,19 @@ class SuperresPatches:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step; depends on the seed and the step alone."""
         rng = np.random.default_rng([self.recipe.seed, _PATCHES, step])
-        coarse, fine = zip(*(self._patch(rng) for _ in range(self.recipe.batch)), strict=True)
+        coarse, fine = zip(*(self._blended(rng) for _ in range(self.recipe.batch)), strict=True)
         return torch.from_numpy(np.stack(coarse)), torch.from_numpy(np.stack(fine))
+
+    def _blended(self, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
+        """A patch, or one whose ranges of wavelength are of two places in turn."""
+        patch = self._patch(rng)
+        if not self.recipe.blend or rng.random() >= self.recipe.blend:
+            return patch
+        cycles, start = rng.uniform(*_CYCLES), rng.random()
+        along = np.linspace(0, cycles, len(patch[0])) + start
+        share = (1 / (1 + np.exp(-_STEEP * np.sin(2 * np.pi * along)))).astype(np.float32)[:, None, None]
+        coarse, fine = (share * one + (1 - share) * other for one, other in zip(patch, self._patch(rng), strict=True))
+        return coarse, fine
 
     def _patch(self, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
         pair, px, scale = self.pairs[choose(self.shares, rng)], self.recipe.patch_px, self.scale

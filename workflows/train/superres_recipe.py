@@ -70,6 +70,8 @@ class SuperresRecipe(StartPart):
         noise: largest standard deviation of white noise that the network sees, in units of each band's; drawn for each
             patch, and never part of the truth.
         dihedral: turn and mirror the patches.
+        blend: chance that a patch is of two places, some ranges of wavelength of either, so that the network does not
+            take for granted which bands change together.
         patch_px: edge of what the network sees.
         batch: patches a step.
         loss: between the network's answer and the truth, both standardised.
@@ -86,6 +88,7 @@ class SuperresRecipe(StartPart):
     mtf: tuple[Transfer, Transfer] = (0.2, 0.4)
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     dihedral: bool = True
+    blend: Fraction = 0.0
     patch_px: Annotated[int, Field(ge=4)] = 16
     batch: Count = 8
     loss: Literal["mse", "l1", "charbonnier"] = "l1"
