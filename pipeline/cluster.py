@@ -173,7 +173,9 @@ class _ClusterRound(Round[A, T]):
         with _connection(self.client):
             futures = self.client.map(_run, [self.token] * len(tasks), arguments, key=keys, pure=False)
         self.under_way.update(zip(futures, tasks, strict=True))
-        self.client.loop.add_callback(self._watch, as_completed(futures, loop=self.client.loop))
+        loop = self.client.loop
+        assert loop is not None  # of a client that is connected
+        loop.add_callback(self._watch, as_completed(futures, loop=loop))
 
     async def _watch(self, ending: as_completed) -> None:
         """Queue tasks as they end; on Dask's event loop, since a callback of each future would run in a thread."""
