@@ -34,9 +34,9 @@ from typing import Any
 
 LIMITS = {"two_processes": 1 / 1.7, "scheduler": 2.0}
 """Of ours over the peer; of ms a block."""
-FULL = {"scenes": 3, "height": 256, "width": 512, "blocks": 5000}
+FULL = {"scenes": 3, "height": 512, "width": 512, "blocks": 5000}
 QUICK = {"scenes": 2, "height": 128, "width": 128, "blocks": 1000}
-"""A real scene has ten times the pixels of the full ones, beside which what one process does for all matters less."""
+"""A real scene has five times the pixels of the full ones, beside which what one process does for all matters less."""
 AT_ONCE = 3
 """Scenes, on both sides; while one is verified or published, the workers have blocks of the other."""
 
