@@ -35,8 +35,7 @@ _CHOOSING = ("sensors", "levels", "days", "when", "min_overlap")
 
 MSI = 0.26
 """Modulation transfer of Sentinel-2's bands of 10 m at Nyquist: mean of 0.26, 0.28, 0.24 and 0.26 (B02, B03, B04, B08),
-as measured in orbit (ESA's data quality reports) and taken to sharpen its own bands (Ulfarsson et al. 2019, IEEE TGRS
-57(9))."""
+which methods that sharpen its own bands take for measured (as Ulfarsson et al. 2019, IEEE TGRS 57(9))."""
 
 UNCOVERED = 0.05
 """Share of a guide band's response that the scene's bands may leave out for the two to be compared."""
