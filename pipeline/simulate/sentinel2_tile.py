@@ -29,7 +29,7 @@ GROUP = 6
 NOISE = {10: 0.0012, 20: 0.0010, 60: 0.0008}
 """Standard deviation of the noise, reflectance, by resolution."""
 TRANSFER = 0.26
-"""Modulation transfer at the Nyquist frequency of 10 m: the mean of B02, B03, B04 and B08 (0.26, 0.28, 0.24, 0.26, which
+"""Modulation transfer at the Nyquist frequency of 10 m: the mean of B02, B03, B04 and B08 (0.26, 0.28, 0.24, 0.26, as
 methods that sharpen Sentinel-2 take). Means over the pixels would have 0.64, and would alias much more."""
 SURFACE_BANDS = tuple(name for name in NAMES if name != "B10")
 """Bands of surface reflectance: the cirrus band sees no surface."""
