@@ -32,7 +32,7 @@ from .executor import Executor, Pending, open_executor
 from .grids import STATISTICS_BLOCK, Window, tile
 from .guided import guides_of, with_guides
 from .journal import Journal, MemoryJournal, Progress
-from .memory import DEFAULT_MEMORY, READ_AHEAD
+from .memory import DEFAULT_MEMORY, read_ahead
 from .passes import Making, Noted, Settled, drop_scratch, facts, settle
 from .plan import Plan, make_plan
 from .readers.base import Source
@@ -167,7 +167,8 @@ def _ingest_together(
     items = [(window, name) for window in windows for name in spec.variables]
     spare: dict[str, list[Array]] = {name: [] for name in spec.variables}
     readings = (_Reading.start(source, window, name, spare[name], executor) for window, name in items)
-    ahead = deque(islice(readings, READ_AHEAD))
+    largest = max((window.shape for window in windows), key=math.prod, default=(0, 0))
+    ahead = deque(islice(readings, read_ahead(spec, largest)))
     written = Written({}, 0, {})
     for number, (window, name) in enumerate(items):
         reading = ahead.popleft()

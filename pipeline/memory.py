@@ -32,7 +32,10 @@ LARGEST_BLOCK = 512
 """Edge, px, of the largest block that goes through steps; beyond it the halo's share hardly falls any more."""
 
 READ_AHEAD = 2
-"""Variables that ingest reads while it writes one: a scene's cube comes with two smaller ones."""
+"""Variables, at least, that ingest reads while it writes one: a scene's cube comes with two smaller ones."""
+
+SMALL_READ_AHEAD = 128 * 2**20
+"""Bytes that two blocks may have to be read ahead whole."""
 
 
 def ingest_shape(source: Source, memory: int, edge: int) -> Shape:
@@ -54,10 +57,25 @@ def _ingest_bytes(spec: SceneSpec, shape: Shape) -> int:
 
     A packed variable counts at its decoded size, which leaves room for its encoding and halving.
     """
-    pixels = _pixels(spec, shape, spec.shape, 0)
-    sizes = [_variable_bytes(spec, name, pixels) for name in spec.variables]
-    held = (sum(sizes[(first + ahead) % len(sizes)] for ahead in range(READ_AHEAD + 1)) for first in range(len(sizes)))
+    sizes, reach = _ingest_sizes(spec, shape), range(read_ahead(spec, shape) + 1)
+    held = (sum(sizes[(first + ahead) % len(sizes)] for ahead in reach) for first in range(len(sizes)))
     return BASE_BYTES + max(held)
+
+
+def read_ahead(spec: SceneSpec, shape: Shape) -> int:
+    """How many variables ingest reads while it writes one of a block of `shape`.
+
+    Those of two blocks where they are small: the last parts of a block that are written then leave no thread without
+    work.
+    """
+    sizes = _ingest_sizes(spec, shape)
+    return max(READ_AHEAD, 2 * len(sizes) if 2 * sum(sizes) <= SMALL_READ_AHEAD else 0)
+
+
+def _ingest_sizes(spec: SceneSpec, shape: Shape) -> list[int]:
+    """Bytes of each variable over a block."""
+    pixels = _pixels(spec, shape, spec.shape, 0)
+    return [_variable_bytes(spec, name, pixels) for name in spec.variables]
 
 
 @dataclass(frozen=True)
