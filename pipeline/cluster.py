@@ -6,41 +6,30 @@ the worker where it lies, and leave others idle. A worker begins no task of a ro
 plugin back is how a round is stopped.
 """
 
-import logging
-import os
-import platform
-import signal
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin, as_completed
+from distributed import Client, Future, KilledWorker, as_completed
 from distributed.client import ClosedClientError, FutureCancelledError
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import dumps
 from threadpoolctl import threadpool_limits
 
-import cubeloom
-from cubeloom.errors import ConfigError, CubeloomError, RetryableError, Stopped
+from cubeloom.errors import ConfigError, RetryableError, Stopped
 
+from .cluster_client import OWN, connected, own_processes
+from .cluster_worker import Common, Job, Refusal, close_round, open_round, run_task, versions
 from .executor import Executor, Pending, Round, Skipped
 
 T = TypeVar("T")
 A = TypeVar("A")
-
-OWN = "processes"
-"""Stands for a cluster of our own."""
-
-PROTOCOLS = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 
 LARGEST_COMMON = 32 * 2**20
 """Bytes that the tasks of a round may have in common: statistics of 224 bands take some hundred kB a step."""
@@ -55,32 +44,6 @@ _POLL_S = 0.1
 _TOGETHER_S = 0.005
 """Tasks that end so soon after another are fetched with it."""
 _LOOK_S = 5.0
-_CLOSE_S = 5.0
-
-_PACKAGES = ("numcodecs", "numpy", "scikit-learn", "scipy", "torch")
-"""Beside Cubeloom and Python, what decides the bytes of a product."""
-
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-_SETTINGS = {
-    # Dask's own would have glibc give back freed memory at once, so that every array costs page faults anew.
-    "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
-    # The plan has projected the memory, and nothing of size lies in Dask's own.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-}
-"""Of a cluster of our own."""
-
-_UNWATCHED = {
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.admin.tick.limit": "10s",
-    "distributed.admin.system-monitor.interval": "5s",
-}
-"""Where no dashboard shows them: samples of stacks, event loops and the machine, up to a hundred a second in every
-process, which take time from the cores that blocks are computed on."""
 
 _NO_SOURCE = {"distributed.diagnostics.computations.nframes": 0}
 """Else Dask looks up the caller's source code, and sends it, with every task."""
@@ -148,14 +111,14 @@ class _ClusterRound(Round[A, T]):
         self.under_way: dict[Future[Any], tuple[int, A]] = {}
         self.ended: SimpleQueue[Future[Any]] = SimpleQueue()
         self.seen = self.looked = time.monotonic()
-        packed = dumps(_Job(function, tuple(common), versions()))
+        packed = dumps(Job(function, tuple(common), versions()))
         if len(packed) > LARGEST_COMMON:
             raise ConfigError(
                 f"{self.name}: the tasks have {len(packed) / 2**20:.0f} MiB in common, and at most "
                 f"{LARGEST_COMMON / 2**20:.0f} MiB travel to a cluster; take a scene from files, not from memory"
             )
-        add = partial(client.register_plugin, _Common(self.token, packed), name=self.token)
-        self._tell(add, _open, self.token, packed)
+        add = partial(client.register_plugin, Common(self.token, packed), name=self.token)
+        self._tell(add, open_round, self.token, packed)
 
     def _tell(self, plugin: Callable[[], object], directly: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
         """Have workers take or drop a round: by a plugin those to come too; directly where one died just then."""
@@ -171,7 +134,7 @@ class _ClusterRound(Round[A, T]):
         numbers, arguments = zip(*tasks, strict=True)
         keys = [(f"{self.name}-{self.token}", number) for number in numbers]
         with _connection(self.client):
-            futures = self.client.map(_run, [self.token] * len(tasks), arguments, key=keys, pure=False)
+            futures = self.client.map(run_task, [self.token] * len(tasks), arguments, key=keys, pure=False)
         self.under_way.update(zip(futures, tasks, strict=True))
         loop = self.client.loop
         assert loop is not None  # of a client that is connected
@@ -195,7 +158,7 @@ class _ClusterRound(Round[A, T]):
         with _connection(self.client):
             results = self.client.gather(ended)  # a result that was lost with its worker since is made anew
         for result in results:
-            if isinstance(result, _Refusal):
+            if isinstance(result, Refusal):
                 raise result.error from result.cause
             if isinstance(result, Skipped) and not self.held:
                 raise RetryableError(f"{self.name}: a worker did not get what its tasks have in common")
@@ -220,7 +183,7 @@ class _ClusterRound(Round[A, T]):
         """Let no worker begin any of the tasks that wait."""
         if not self.held:
             self.held = True
-            self._tell(partial(self.client.unregister_worker_plugin, self.token), _close, self.token)
+            self._tell(partial(self.client.unregister_worker_plugin, self.token), close_round, self.token)
 
     def _look(self) -> None:
         """Give up on a cluster that has had no worker for long."""
@@ -268,107 +231,6 @@ def _in_our_words(error: BaseException, what: str) -> BaseException:
     return error
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the tasks of a round have in common."""
-
-    function: Callable[..., Any]
-    common: tuple[Any, ...]
-    versions: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """An error that a task raised on purpose, with what lay under it: Dask would leave that out."""
-
-    error: CubeloomError
-    cause: OSError | None
-
-
-_OPEN: dict[str, bytes | _Job] = {}
-"""In a worker: what it holds of the rounds that are under way; packed until its first task."""
-
-_UNPACKING = threading.Lock()
-
-
-def _open(token: str, packed: bytes) -> None:
-    _OPEN.setdefault(token, packed)
-
-
-def _close(token: str) -> None:
-    _OPEN.pop(token, None)
-
-
-class _Common(WorkerPlugin):
-    """Brings a round to a worker."""
-
-    def __init__(self, token: str, packed: bytes) -> None:
-        self.token, self.packed = token, packed
-
-    def setup(self, worker: Any) -> None:  # noqa: ANN401
-        _open(self.token, self.packed)
-
-    def teardown(self, worker: Any) -> None:  # noqa: ANN401
-        _close(self.token)
-
-
-def _job(token: str) -> _Job | None:
-    """What the tasks of a round have in common; None where this worker holds none of it."""
-    with _UNPACKING:
-        held = _OPEN.get(token)
-        if isinstance(held, bytes):
-            held = loads(held)
-            assert isinstance(held, _Job)
-            if token in _OPEN:  # else it was closed meanwhile
-                _OPEN[token] = held
-        return held
-
-
-def _run(token: str, argument: Any) -> Any:  # noqa: ANN401 - any task
-    """One task, in a worker."""
-    job = _job(token)
-    if job is None:
-        return Skipped.NOT_BEGUN
-    try:
-        _prepare(tuple(job.versions.items()))
-        return job.function(*job.common, argument)
-    except CubeloomError as error:
-        return _Refusal(error, error.__cause__ if isinstance(error.__cause__, OSError) else None)
-
-
-@cache
-def _prepare(expected: tuple[tuple[str, str], ...]) -> None:
-    """Once in a worker: the same software as its client, and one thread for each task's linear algebra."""
-    own = versions()
-    if wrong := [f"{name} {own[name]}, expected {found}" for name, found in expected if own[name] != found]:
-        raise ConfigError(
-            f"worker on {platform.node()}: has {'; '.join(wrong)}. A product's bytes depend on it: run the workers in "
-            "the same environment as this process"
-        )
-    os.environ.update(_ONE_THREAD)  # for libraries that are still to be loaded
-    threadpool_limits(1)
-
-
-def versions() -> dict[str, str]:
-    """The software that decides the bytes of a product."""
-    found = {"cubeloom": cubeloom.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
-class _Deaf(WorkerPlugin):
-    """Signals that a terminal or a service manager sends to all processes are for the runner to heed."""
-
-    def setup(self, worker: Any) -> None:  # noqa: ANN401
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-
-
 @contextmanager
 def open_cluster(
     workers: int, scheduler: str | Client, stop: threading.Event | None, *, dashboard: bool = False
@@ -379,63 +241,9 @@ def open_cluster(
         if isinstance(scheduler, Client):
             client = scheduler
         else:
-            client = stack.enter_context(_own(workers, dashboard) if scheduler == OWN else _connected(scheduler))
+            client = stack.enter_context(
+                own_processes(workers, dashboard) if scheduler == OWN else connected(scheduler)
+            )
         stack.enter_context(threadpool_limits(1))  # more would only spin beside the workers, and give other sums
         shown = dashboard or scheduler != OWN
         yield Cluster(client, stop, client.dashboard_link if shown else "")
-
-
-@contextmanager
-def _own(workers: int, dashboard: bool) -> Iterator[Client]:
-    """Processes of one thread each, on this machine's loopback interface; gone at the end."""
-    settings = _SETTINGS if dashboard else _SETTINGS | _UNWATCHED
-    with tempfile.TemporaryDirectory(prefix="cubeloom-") as scratch, _environment(), dask.config.set(settings):
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": dashboard},
-            memory_limit=None,
-            local_directory=scratch,
-            silence_logs=logging.ERROR,
-        )
-        try:
-            with Client(cluster, set_as_default=False) as client:
-                client.register_plugin(_Deaf())
-                yield client
-        finally:
-            cluster.close(timeout=_CLOSE_S)
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Takes back what Dask writes into this process's environment for its workers to inherit."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _connected(scheduler: str) -> Iterator[Client]:
-    """A client of a cluster that runs already."""
-    if not scheduler.startswith(PROTOCOLS) and not Path(scheduler).is_file():
-        raise ConfigError(
-            f"scheduler {scheduler!r}: expected {OWN!r}, an address such as tcp://host:8786, or a scheduler file that "
-            "exists"
-        )
-    named = {"address" if scheduler.startswith(PROTOCOLS) else "scheduler_file": scheduler}
-    try:
-        client = Client(**named, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise RetryableError(f"{scheduler}: no Dask scheduler answers there ({error}); is it up?") from error
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"{scheduler}: cannot be used as a Dask scheduler: {error}") from error
-    with client:
-        yield client

@@ -1,6 +1,8 @@
 """Files of a delivered product as the assets of its STAC item: media type, size, and the sha256 of their content."""
 
 import hashlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,17 @@ _MEDIA_TYPES = {
     ".tgz": "application/gzip",
     ".tar": "application/x-tar",
 }
+
+
+_PRODUCTS = (".SAFE", ".zarr")
+"""Folders in which no item lies beside its files."""
+
+
+def find_items(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Files at or below a folder, but inside no product, that are wanted: STAC items beside their files."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(_PRODUCTS))
+        yield from filter(wanted, (Path(parent, name) for name in sorted(names)))
 
 
 def file_record(key: str, path: Path, roles: tuple[str, ...], content: Path | None = None) -> FileRecord:

@@ -3,7 +3,6 @@
 The images of GRD lie on no map, so their item has no `proj:` fields: the grid is a choice of whoever opens the product.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,7 @@ from cubeloom.catalogs.records import BandRecord, FileRecord
 from cubeloom.catalogs.scan import SceneRecord
 
 from .describe import band_records, scene_facts
-from .scan_files import file_record
-
-_OTHERS = (".SAFE", ".zarr")
-"""Folders in which no item lies beside its files."""
+from .scan_files import file_record, find_items
 
 
 def find(folder: Path) -> Iterator[Path]:
@@ -27,9 +23,7 @@ def find(folder: Path) -> Iterator[Path]:
         yield from [folder] if recognises(folder) or lies_beside_files(folder) else []
         return
     yield from find_products(folder)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(_OTHERS))
-        yield from filter(lies_beside_files, (Path(parent, name) for name in sorted(names)))
+    yield from find_items(folder, lies_beside_files)
 
 
 def record(path: Path) -> SceneRecord:

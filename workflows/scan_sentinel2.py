@@ -1,4 +1,4 @@
-"""Sentinel-2 products for `cubeloom scan`: SAFE folders and ZIPs, and EOPF Zarr.
+"""Sentinel-2 products for `cubeloom scan`: SAFE folders and ZIPs, EOPF Zarr, and COGs beside their STAC item.
 
 The item stands for the whole product: its `proj:` fields are those of the 10 m grid, and an image of another grid has
 its own.
@@ -15,7 +15,7 @@ from cubeloom.catalogs.scan import SceneRecord
 from cubeloom.errors import InputError
 
 from .describe import band_records, grid_record, scene_facts
-from .scan_files import file_record, store_record
+from .scan_files import file_record, find_items, store_record
 
 if TYPE_CHECKING:
     from cubeloom.pipeline.readers import Source
@@ -26,14 +26,16 @@ _ROLES = {"SCL": ("data", "data-mask"), "TCI": ("visual",)}
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """Every product at or below a folder: SAFE first, then EOPF Zarr."""
+    """Every product at or below a folder: SAFE first, then EOPF Zarr, then items beside their files."""
     from cubeloom.pipeline.readers.sentinel2 import find_products, recognises
+    from cubeloom.pipeline.readers.sentinel2_cogs import lies_beside_files
 
     if folder.is_file():
-        yield from [folder] if recognises(folder) else []
+        yield from [folder] if recognises(folder) or lies_beside_files(folder) else []
         return
     yield from find_products(folder)
     yield from _find_eopf(folder)
+    yield from find_items(folder, lies_beside_files)
 
 
 def _find_eopf(folder: Path) -> Iterator[Path]:
@@ -53,21 +55,42 @@ def record(path: Path) -> SceneRecord:
     Raises:
         InputError: the product cannot be opened, or a file that its metadata list is missing.
     """
+    from cubeloom.pipeline.readers import sentinel2
     from cubeloom.pipeline.readers.eopf import recognises as is_eopf
     from cubeloom.pipeline.readers.open import open_every_grid
-    from cubeloom.pipeline.readers.sentinel2 import GRIDS, open_source
 
-    grids = open_every_grid(path) if is_eopf(path) else {grid: open_source(path, grid=grid) for grid in GRIDS}
+    safe = sentinel2.recognises(path)
+    grids = (
+        {grid: sentinel2.open_source(path, grid=grid) for grid in sentinel2.GRIDS} if safe else open_every_grid(path)
+    )
     finest = next(iter(grids.values()))
     every = {band.name: band for source in grids.values() for band in band_records(source.spec)}
     bands = tuple(every[name] for name in sorted(every, key=lambda name: every[name].wavelength))
     if is_eopf(path):
         files = [replace(store_record("product", path, ("data", "metadata")), bands=bands)]
+    elif not safe:
+        files = _item_files(path, grids, every)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        files = [replace(file_record("product", path, ("data", "metadata")), bands=bands)]
     else:
         files = _safe_files(path, grids, every)
-        if path.is_file() and path.suffix.lower() == ".zip":
-            files = [replace(file_record("product", path, ("data", "metadata")), bands=bands)]
     return SceneRecord(scene_facts(finest.spec), files)
+
+
+def _item_files(path: Path, grids: "Mapping[str, Source]", bands: Mapping[str, BandRecord]) -> list[FileRecord]:
+    """An item, which is what opens, and the files of its bands and classes."""
+    from cubeloom.pipeline.readers.sentinel2_cogs import CogSource
+
+    found = {path: file_record("metadata", path, ("metadata",))}
+    for source in grids.values():
+        assert isinstance(source, CogSource)
+        grid = grid_record(source.spec.grid)
+        for chip in source.chips:
+            one = file_record(chip.name, chip.file.path, ("data",))
+            found[chip.file.path] = replace(one, bands=(bands[chip.name],), grid=grid)
+        for name, file in source.quality.files.items():
+            found.setdefault(file.path, file_record(name, file.path, ("data-mask",)))
+    return list(found.values())
 
 
 def _safe_files(path: Path, grids: "Mapping[str, Source]", bands: Mapping[str, BandRecord]) -> list[FileRecord]:

@@ -3,7 +3,7 @@
 An item is foreign input: its hrefs stay in its folder, and a field that is not what STAC says is no field.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,22 @@ def item_properties(item: Item) -> Item:
     """The properties of an item."""
     properties = item.get("properties")
     return properties if isinstance(properties, dict) else {}
+
+
+def is_of(item: Item, constellation: str) -> bool:
+    """Whether platform, constellation or collection of an item are of `sentinel-1` or `sentinel-2`."""
+    properties = item_properties(item)
+    told = (properties.get("platform"), properties.get("constellation"), item.get("collection"))
+    return any(str(one).lower().startswith((constellation, constellation.replace("-", ""))) for one in told)
+
+
+def lies_beside(path: Path, assets: Callable[[Item], Iterable[Item]]) -> bool:
+    """Whether a STAC item is at `path`, and files of those of its assets lie in its folder or below."""
+    try:
+        item = read_item(path)
+        return item is not None and any(local_raster(path, asset["href"]) for asset in assets(item))
+    except InputError:  # any JSON may lie in a folder; and the items of a catalog lie far from the files
+        return False
 
 
 def item_time(path: Path, item: Item) -> datetime:

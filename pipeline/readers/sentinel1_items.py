@@ -16,7 +16,7 @@ from cubeloom.errors import InputError
 from cubeloom.pipeline.scene import SceneSpec
 from cubeloom.untrusted import safe_name
 
-from .item_files import Item, item_assets, item_properties, item_time, local_raster, read_item
+from .item_files import Item, is_of, item_assets, item_properties, item_time, lies_beside, local_raster, read_item
 from .rasters import handle
 from .sentinel1_chips import BackscatterSource, Layer, backscatter, described, is_backscatter
 from .sentinel1_safe import POLARISATIONS
@@ -41,11 +41,7 @@ def recognises(path: Path) -> bool:
 
 def lies_beside_files(path: Path) -> bool:
     """Whether `path` is such an item, and files of its polarisations lie in its folder or below."""
-    try:
-        item = read_item(path)
-        return item is not None and any(local_raster(path, asset["href"]) for asset, _ in _radar_assets(item))
-    except InputError:  # any JSON may lie in a folder; and the items of a catalog lie far from the files
-        return False
+    return lies_beside(path, lambda item: [asset for asset, _ in _radar_assets(item)])
 
 
 def open_source(path: Path, *, units: str | None = None, calibration: str | None = None) -> "ItemSource":
@@ -78,9 +74,7 @@ def _document(path: Path) -> Path | None:
 
 def _radar_assets(item: Item) -> list[tuple[Item, tuple[str, ...]]]:
     """The assets of an item of Sentinel-1 that hold polarisations, and which; none of another item."""
-    properties = item_properties(item)
-    told = (properties.get("platform"), properties.get("constellation"), item.get("collection"))
-    if not any(re.match(r"sentinel-?1", str(one).lower()) for one in told):
+    if not is_of(item, "sentinel-1"):
         return []
     found = [(asset, _polarisations(key, asset)) for key, asset in item_assets(item).items()]
     return [(asset, names) for asset, names in found if names]

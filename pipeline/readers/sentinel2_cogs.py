@@ -22,7 +22,7 @@ from cubeloom.pipeline.scene import SceneSpec, Variable, cube_variable, quality_
 from cubeloom.untrusted import load_json, safe_name
 
 from . import sentinel2_guard
-from .item_files import ITEM_LIMIT, item_assets, item_properties, item_time, local_raster, read_item
+from .item_files import ITEM_LIMIT, is_of, item_assets, item_properties, item_time, lies_beside, local_raster, read_item
 from .rasters import RasterFile, digest, inspect
 from .sentinel2_bands import NAMES, NATIVE, find_band, known_band, nominal_bands, scene_bands, unit_sensor
 from .sentinel2_chips import GRIDS, QUANTIFICATION, SPECIAL, Chip, ChipSource
@@ -31,7 +31,7 @@ from .sentinel2_decoding import Decoding
 from .sentinel2_quality import CoarseFile, QualityFiles
 from .sentinel2_scene import LICENCE, LONG_NAMES, credit, item_attrs
 
-__all__ = ["GRIDS", "CogSource", "open_source", "recognises"]
+__all__ = ["GRIDS", "CogSource", "lies_beside_files", "open_source", "recognises"]
 
 _OFFSET_SINCE = 4.0
 _REPROCESSED = 99.0
@@ -46,6 +46,11 @@ def recognises(path: Path) -> bool:
     """
     item = read_item(path)
     return item is not None and bool(_band_keys(item))
+
+
+def lies_beside_files(path: Path) -> bool:
+    """Whether `path` is such an item, and files of its bands lie in its folder or below."""
+    return lies_beside(path, lambda item: [item_assets(item)[key] for key in _band_keys(item)])
 
 
 def open_source(
@@ -135,8 +140,10 @@ def _require_nested(path: Path, sources: Mapping[int, "CogSource"], resolution: 
 
 
 def _band_keys(item: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
-    """Band and resolution (where the key says it) of the assets that hold bands, by key."""
+    """Band and resolution (where the key says it) of the assets that hold bands, by key; none of another item."""
     found = {}
+    if not is_of(item, "sentinel-2"):  # others, such as Landsat's, have a `red`, too
+        return found
     for key in item_assets(item):
         name = known_band(key) or find_band(key)
         if name:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
 from rasterio.transform import from_origin
 
 from cubeloom import open_scene
+from cubeloom.catalogs import read_catalog, validate_catalog
 from cubeloom.errors import ConfigError, InputError
 from cubeloom.pipeline.engine import run_to_store
 from cubeloom.pipeline.readers import open_source
@@ -20,6 +22,7 @@ from cubeloom.pipeline.readers.sentinel2_guard import OffsetWarning
 from cubeloom.pipeline.scene import QUALITY_FLAGS
 from cubeloom.pipeline.stages import SelectBands
 from cubeloom.pipeline.store import read_commit
+from cubeloom.workflows.scan import scan
 
 STATED = {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}
 
@@ -98,6 +101,25 @@ def test_scene_classes_are_the_quality(tmp_path):
     quality = open_scene(publish(tmp_path, "planetary", **{"s2:processing_baseline": "05.11"}))["quality"].values
     expected = [QUALITY_FLAGS[name] for name in ("land", "water", "cloud", "background")]
     np.testing.assert_array_equal(quality, np.tile(np.repeat(expected, 2), (24, 3)))
+
+
+def test_a_scan_lists_an_item_beside_its_files(tmp_path):
+    """It stands for its bands on all grids, and what it lists opens; other items with such names are left alone."""
+    for name in ("here", "gone", "landsat"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    path = publish(tmp_path / "in/here", "earth-search", **{"s2:processing_baseline": "05.11"})
+    (tmp_path / "in/gone/item.json").write_text(path.read_text())  # as a search leaves it that downloads nothing
+    other = publish(tmp_path / "in/landsat", "earth-search", platform="landsat-8")
+    other.write_text(other.read_text().replace('"sentinel-2-l2a"', '"landsat-c2-l2"'))
+    result = scan(tmp_path / "in", tmp_path / "catalog")
+    assert (result.items, result.rejected) == (("S2B_33UUP_20240601_0_L2A",), ())
+    assert validate_catalog(result.catalog) == 3
+    (item,) = read_catalog(result.catalog, roots=[tmp_path / "in"])
+    assert set(item.assets) == {"metadata", "SCL", *NAMES} - {"B10"}
+    document = json.loads(next((tmp_path / "catalog").glob("*/*/*.json")).read_text())
+    assert document["assets"]["B11"]["proj:shape"] == [12, 12]
+    for grid in ("10m", "60m"):
+        xr.testing.assert_equal(open_scene(item.product_path, grid=grid), open_scene(path, grid=grid))
 
 
 def test_an_item_that_is_wrong_about_the_offset_warns_and_can_be_overruled(tmp_path):
