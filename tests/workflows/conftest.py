@@ -1,7 +1,10 @@
 """Simulated catalogs, made once, and a run over one of them."""
 
 import importlib.util
+import multiprocessing
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +152,54 @@ class Archive:
         """How many times a file was asked for."""
         count: int = self.server.count("/files/", "GET")
         return count
+
+
+@dataclass
+class Forked:
+    """A process that began as a copy of this one, so that nothing is imported again.
+
+    Attributes:
+        process: with its `pid`, and its `exitcode` once it has ended: minus the signal's number if one ended it.
+        written: file of what it says on stderr.
+    """
+
+    process: Any
+    written: Path
+
+    def end(self, limit_s: float = 60) -> int:
+        """Wait for its end; its exit code."""
+        self.process.join(limit_s)
+        assert self.process.exitcode is not None, f"it has not ended within {limit_s} s: {self.errors}"
+        code: int = self.process.exitcode
+        return code
+
+    @property
+    def errors(self) -> str:
+        """What it has said on stderr so far."""
+        return self.written.read_text()
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """Runs a function in a process of its own, `forked(function, *arguments)`, which does not outlive the test."""
+    begun: list[Forked] = []
+
+    def run_there(written: Path, work: Callable[..., None], *arguments: object) -> None:
+        os.dup2(os.open(written, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = sys.__stderr__
+        work(*arguments)
+
+    def begin(work: Callable[..., None], *arguments: object) -> Forked:
+        written = tmp_path / f"stderr_{len(begun)}.txt"
+        context = multiprocessing.get_context("fork")
+        begun.append(Forked(context.Process(target=run_there, args=(written, work, *arguments)), written))
+        begun[-1].process.start()
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.process.kill()
+        one.process.join()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -132,26 +130,20 @@ def test_two_epochs_with_a_stop_are_those_without(write, tmp_path, method):
     assert not torch.equal(network.state_dict()["vit_core.cls_token"], untrained["vit_core.cls_token"])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cubeloom.workflows.train import train
+def killed_after_step_3(path, out):
+    def say(line):
+        if line.startswith("step 3 "):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def say(line):
-    if line.startswith("step 3 "):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train(Path(sys.argv[1]), Path(sys.argv[2]), say)
-"""
+    train(path, out, say)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(write, tmp_path):
+def test_a_killed_training_goes_on_to_the_same_weights(write, tmp_path, forked):
     """SIGKILL after step 3: it is done again from the checkpoint of step 2, with queue and slow encoder of then."""
     path = write("moco", steps=4, checkpoint_every=2)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    command = [sys.executable, "-c", KILLED, str(path), str(killed)]
-    ended = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    run = forked(killed_after_step_3, path, killed)
+    assert run.end() == -signal.SIGKILL, run.errors
     assert [file.name for file in killed.with_suffix(".training").glob("*.ckpt")] == ["step_000000002.ckpt"]
     assert (len(losses(killed)), killed.exists()) == (3, False)
     assert (train(path, whole).step, train(path, killed).step) == (4, 4)
