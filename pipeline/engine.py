@@ -304,7 +304,7 @@ def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     (spec,) = laid_out([replace(spec_of(scene), group="", scale=1)])
     with _staging(out) as staged:
         store.create(staged, [spec])
-        arrays = {name: da.asarray(scene[name].data) for name in spec.variables}
+        arrays = {name: da.asarray(scene[name].data, name=False) for name in spec.variables}  # hashes no pixels
         write = delayed(_write_window, pure=False)
         edge = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         tasks = [

@@ -294,6 +294,11 @@ def activation_bytes(handle: ModelHandle, leading: tuple[int, ...], multiple: in
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call, misc, unused-ignore]
     """Counts the bytes of all tensors that operators make while it is active, and those alive at once."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and to be skipped by the compiler is to import it, for over a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0

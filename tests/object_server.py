@@ -6,21 +6,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = "AKIATESTONLYTESTONLY", "a-secret-key-of-nobody", "a-session-token-of-nobody"
 
 _SERVE = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
+import logging, sys, threading
+from moto.moto_server.werkzeug_app import create_backend_app
+from werkzeug.serving import make_server
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.port, flush=True)
 sys.stdin.read()
 """
+"""S3 alone: moto's server of all services lists its folder of services at every request, to find out which is meant."""
 
 
 class ObjectServer:
@@ -52,8 +57,18 @@ class ObjectServer:
         """The bytes of every object below a prefix, by the rest of its key."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
         keys = [one["Key"] for page in pages for one in page.get("Contents", ())]
-        read = {key: self.client.get_object(Bucket=bucket, Key=key)["Body"] for key in keys}
-        return {key.removeprefix(f"{prefix}/"): body.read() for key, body in read.items()}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            return {key.removeprefix(f"{prefix}/"): _get(connection, f"/{bucket}/{quote(key)}") for key in keys}
+
+
+def _get(connection: http.client.HTTPConnection, target: str) -> bytes:
+    """The bytes of one object; moto wants a request to be signed, and believes every signature."""
+    signed = "AWS4-HMAC-SHA256 Credential=direct/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    connection.request("GET", target, headers={"Authorization": signed})
+    answer = connection.getresponse()
+    body = answer.read()
+    assert answer.status == HTTPStatus.OK, (target, answer.status, body)
+    return body
 
 
 @dataclass(frozen=True)
@@ -135,15 +150,6 @@ class Link:
         self.asked.clear()
         self.most = 0
 
-    def answer(self, asked: Asked, headers: dict[str, str], target: str) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(asked.method, target, asked.body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
-        finally:
-            connection.close()
-
 
 def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
@@ -151,10 +157,12 @@ def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True  # a body that follows its headers would wait 40 ms for their receipt
 
         def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:
-                self.close_connection = True  # the other side went away, as killed processes do
+            """Serve the requests of a connection, over one connection to the server."""
+            with closing(http.client.HTTPConnection("127.0.0.1", link.port, timeout=30)) as self.behind:
+                try:
+                    super().handle()
+                except OSError:
+                    self.close_connection = True  # the other side went away, as killed processes do
 
         def _serve(self) -> None:
             parts = urlsplit(self.path)
@@ -183,11 +191,10 @@ def _handler(link: Link) -> type[BaseHTTPRequestHandler]:
                 return None
             if isinstance(fault, tuple):
                 return fault[0], [("Content-Type", "application/xml")], fault[1]
-            if asked.writes:
-                with link.one_write:
-                    reply = link.answer(asked, asked.headers, self.path)
-            else:
-                reply = link.answer(asked, asked.headers, self.path)
+            with link.one_write if asked.writes else nullcontext():
+                self.behind.request(asked.method, self.path, asked.body, asked.headers)
+                answer = self.behind.getresponse()
+                reply = answer.status, answer.getheaders(), answer.read()
             return None if fault == LOST else reply
 
         def _send(self, status: int, headers: Any, body: bytes, method: str, half: bool = False) -> None:
