@@ -129,8 +129,14 @@ def test_blocks_of_any_size_give_the_same(scene, model, run_in_blocks):
 
 
 def test_stages_load_neither_scikit_learn_nor_torch():
+    """Nor does denoising without a network."""
     code = (
-        "import sys, cubeloom.pipeline.stages.classify; print(sorted({'sklearn', 'skops', 'torch'} & set(sys.modules)))"
+        "import sys, cubeloom.pipeline.stages.classify\n"
+        "from cubeloom.pipeline import engine, lift, passes, tiles\n"
+        "from cubeloom.pipeline.stages import stage_class\n"
+        "stage = stage_class('denoise')(method='subspace')\n"
+        "stage.fingerprint(), stage.passes, stage.tiling(None), stage.halo(None)\n"
+        "print(sorted({'sklearn', 'skops', 'torch', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

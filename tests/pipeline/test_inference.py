@@ -1,7 +1,6 @@
 """Networks at work: one load a process, the same numbers in any batch, and a way down where memory runs out."""
 
-import subprocess
-import sys
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,11 +181,10 @@ def test_measured_memory_is_that_of_the_tensors(handle):
     assert 8 < large / small < 15
 
 
-def test_large_tensors_ask_for_huge_pages():
-    code = (
-        "import os; os.environ.pop('THP_MEM_ALLOC_ENABLE', None)\n"
-        "from cubeloom.pipeline.inference import _ask_for_huge_pages\n"
-        "_ask_for_huge_pages()\n"
-        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
+def test_large_tensors_ask_for_huge_pages(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    inference._ask_for_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0", "whoever has decided otherwise is heard"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    inference._ask_for_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"

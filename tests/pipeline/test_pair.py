@@ -52,7 +52,7 @@ def planted(shift, spec, epsg) -> tuple[float, float]:
     return back[0][0] - middle[0], back[1][0] - middle[1]
 
 
-@pytest.mark.parametrize(("shift", "zones"), [((9, 0), 0), ((0, -9), 0), ((-9, 9), 0), ((9, 9), 1), ((-30, 45), 1)])
+@pytest.mark.parametrize(("shift", "zones"), [((-9, 9), 0), ((-30, 45), 1)])
 def test_a_planted_displacement_is_found(enmap, shift, zones, tmp_path):
     """In both sensors' noise, under clouds that differ, in one UTM zone and across two; 0.3 px is 9 m."""
     source = open_source(enmap)
@@ -121,13 +121,13 @@ def test_windows_that_are_not_clear_do_not_count():
 
 @pytest.fixture
 def scene(make_scene):
-    return make_scene(height=300, width=280, bands=8)
+    return make_scene(height=280, width=150, bands=8)
 
 
 @pytest.fixture
 def guide(make_scene):
     """The same ground by another instrument: other noise, and two bands fewer."""
-    other = make_scene(height=300, width=280, bands=8)
+    other = make_scene(height=280, width=150, bands=8)
     other["reflectance"] = other.reflectance + np.random.default_rng(1).normal(0, 0.02, other.reflectance.shape).astype(
         np.float32
     )

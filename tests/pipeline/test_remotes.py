@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -104,15 +104,40 @@ def is_product(url, name=NAME) -> bool:
     return False
 
 
-def in_process(method, link, *arguments, **options):
-    """Call a method of a remote, whose URL comes first, in a process of its own."""
-    code = "import sys, pathlib; from cubeloom.pipeline.remotes import open_remote\n" + (
-        "open_remote(sys.argv[2]).push(pathlib.Path(sys.argv[3]), sys.argv[4])"
-        if method == "push"
-        else "open_remote(sys.argv[2]).delete(sys.argv[3])"
-    )
-    command = [sys.executable, "-c", code, method, *map(str, arguments)]
-    return subprocess.Popen(command, env=os.environ | link.environment, stderr=subprocess.PIPE, **options)
+FORKER = """
+import json, os, pathlib, signal, sys
+from cubeloom.pipeline.remotes import objects, open_remote
+for line in sys.stdin:
+    method, environment, url, *arguments = json.loads(line)
+    if method == "wait":
+        print(os.waitstatus_to_exitcode(os.waitpid(int(url), 0)[1]), flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
+        signal.alarm(120)
+        os.environ.update(environment)
+        remote = open_remote(url)
+        remote.push(pathlib.Path(arguments[0]), arguments[1]) if method == "push" else remote.delete(*arguments)
+        os._exit(0)
+"""
+"""Forks a process for every call, once all is imported and before any thread runs."""
+
+
+@pytest.fixture(scope="module")
+def in_process(server):
+    """Call a method of a remote, whose URL comes first, in a process of its own; its id, and what waits for its end."""
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKER], **piped) as forker:
+
+        def ask(*told) -> int:
+            print(json.dumps([*told[:2], *map(str, told[2:])]), file=forker.stdin, flush=True)
+            return int(forker.stdout.readline())
+
+        def start(method, link, *arguments):
+            child = ask(method, link.environment, *arguments)
+            return child, lambda: ask("wait", None, child)
+
+        yield start
 
 
 def at_write(number, fault):
@@ -167,22 +192,29 @@ class TestPushing:
         xr.testing.assert_identical(cubeloom.open_scene(f"{url}/{NAME}").load(), cubeloom.open_scene(product).load())
 
     @pytest.mark.parametrize("when", ["first upload", "before the record", "after the record"])
-    def test_a_kill_leaves_no_product_and_a_second_push_completes_it(self, server, link, url, product, when):
+    def test_a_kill_leaves_no_product_and_a_second_push_completes_it(
+        self, server, link, in_process, url, product, when
+    ):
+        pusher: Future[int] = Future()
+
+        def kill_pusher():
+            os.kill(pusher.result(60), signal.SIGKILL)
+
         def kill(asked):
             fatal = content(asked) if when == "first upload" else asked.key.endswith(COMMIT)
             if not (fatal and asked.method == "PUT"):
                 return None
             if when == "after the record":
-                threading.Timer(0.3, pusher.kill).start()
+                threading.Timer(0.3, kill_pusher).start()
                 link.delay = 60  # what follows on the record never comes
                 return None
-            pusher.kill()
+            kill_pusher()
             return "cut"
 
         link.fault = kill
-        pusher = in_process("push", link, url, product, NAME)
-        assert pusher.wait(120) == -signal.SIGKILL, pusher.stderr.read()
-        pusher.stderr.close()
+        child, ended = in_process("push", link, url, product, NAME)
+        pusher.set_result(child)
+        assert ended() == -signal.SIGKILL
         link.heal()
         assert is_product(url) == (when == "after the record")
         open_remote(url).push(product, NAME)
@@ -346,15 +378,17 @@ class TestOtherProducts:
         assert remote_objects(server, url) == files(product)
 
     @pytest.mark.parametrize("number", [3, 20])
-    def test_a_deletion_during_a_push_leaves_no_product(self, server, object_server, link, url, product, number):
+    def test_a_deletion_during_a_push_leaves_no_product(
+        self, server, object_server, link, in_process, url, product, number
+    ):
         """Once a deletion has begun, no push under way can make a product of what is left."""
         writes = count()
         with object_server.Link(server.port) as second:
 
             def delete_then_go_on(asked):
                 if asked.writes and next(writes) == number:
-                    with in_process("delete", second, url, NAME) as deletion:
-                        assert deletion.wait(60) == 0
+                    _, ended = in_process("delete", second, url, NAME)
+                    assert ended() == 0
 
             link.fault = delete_then_go_on
             with pytest.raises(CubeloomError, match=r"push again|vanished"):

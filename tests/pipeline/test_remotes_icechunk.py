@@ -29,6 +29,19 @@ PUSH = (
     "open_remote(sys.argv[1]).push(pathlib.Path(sys.argv[2]), sys.argv[3])"
 )
 
+PUSH_AT_ONCE = """
+import os, pathlib, sys
+import cubeloom.pipeline.remotes.icechunk
+from cubeloom.pipeline.remotes import open_remote
+pushers = []
+for path, name in zip(sys.argv[2::2], sys.argv[3::2]):
+    pushers.append(os.fork())
+    if not pushers[-1]:
+        open_remote(sys.argv[1]).push(pathlib.Path(path), name)
+        sys.exit()
+print([os.waitstatus_to_exitcode(os.waitpid(pusher, 0)[1]) for pusher in pushers])
+"""
+"""Pushes from processes that come to their own end; they are forked before any of them has a thread."""
 
 LINGER = """
 import threading, time
@@ -48,15 +61,23 @@ def url(tmp_path):
     return f"icechunk+file://{tmp_path}/remote"
 
 
-@pytest.fixture
-def product(make_scene, tmp_path) -> Path:
-    scene = make_scene(height=300, width=280, bands=3, background=128)
-    return cubeloom.write_scene(scene, tmp_path / "one.zarr")
+@pytest.fixture(scope="module")
+def written(make_scene, tmp_path_factory) -> Path:
+    """Products that are made once."""
+    folder = tmp_path_factory.mktemp("written")
+    cubeloom.write_scene(make_scene(height=300, width=280, bands=3, background=128), folder / "one.zarr")
+    cubeloom.write_scene(make_scene(height=200, width=180, bands=3, seed=1), folder / "two.zarr")
+    return folder
 
 
 @pytest.fixture
-def other(make_scene, tmp_path) -> Path:
-    return cubeloom.write_scene(make_scene(height=200, width=180, bands=3, seed=1), tmp_path / "two.zarr")
+def product(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written / "one.zarr", tmp_path / "one.zarr"))
+
+
+@pytest.fixture
+def other(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written / "two.zarr", tmp_path / "two.zarr"))
 
 
 def commits(tmp_path) -> list[str]:
@@ -159,11 +180,9 @@ def test_pushers_at_once_in_processes_of_their_own_all_come_through(url, product
     """Who finds the product there is done with an answer, and ends before it has been handed over to the end."""
     names = [NAME, NAME, "scenes/ITEM/other.zarr"]
     pushed = [product, product, other]
-    pushers = [
-        subprocess.Popen([sys.executable, "-c", LINGER + PUSH, url, path, name])
-        for path, name in zip(pushed, names, strict=True)
-    ]
-    assert [pusher.wait(120) for pusher in pushers] == [0] * len(pushers)
+    told = [word for pair in zip(pushed, names, strict=True) for word in pair]
+    ended = subprocess.check_output([sys.executable, "-c", LINGER + PUSH_AT_ONCE, url, *told], timeout=120)
+    assert ended.strip() == b"[0, 0, 0]"
     for path, name in zip(pushed, names, strict=True):
         assert_reads_back(open_remote(url), path, name)
 

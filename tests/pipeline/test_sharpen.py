@@ -26,11 +26,11 @@ from cubeloom.pipeline.stages.sharpen_network import SAMPLES, answer, learn
 from cubeloom.pipeline.stages.superres import refine
 
 METHODS = ("gsa", "cnmf", "hysure", "network")
-SHAPE = (150, 140)
+SHAPE = (150, 100)
 FACTOR = 3
 S2_10M = [band for band in SENSORS["sentinel2a"] if band.name in ("B2", "B3", "B4", "B8")]
 CLOUD = (slice(200, 260), slice(150, 190))
-LOST = (slice(40, 47), slice(100, 104))
+LOST = (slice(40, 47), slice(80, 84))
 
 
 def bands_of(wavelength, fwhm) -> Bands:
