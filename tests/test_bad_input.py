@@ -23,13 +23,13 @@ from cubeloom.workflows.scan import scan
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A product that nothing is wrong with."""
-    return simulate_scene(tmp_path_factory.mktemp("sound"), height=150, width=140, n_vnir=6, n_swir=8, seed=2).path
+    return simulate_scene(tmp_path_factory.mktemp("sound"), height=60, width=50, n_vnir=6, n_swir=8, seed=2).path
 
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory):
     """A smaller one."""
-    return simulate_scene(tmp_path_factory.mktemp("another"), height=60, width=50, n_vnir=6, n_swir=8, seed=3).path
+    return simulate_scene(tmp_path_factory.mktemp("another"), height=40, width=36, n_vnir=6, n_swir=8, seed=3).path
 
 
 @pytest.fixture
@@ -140,9 +140,9 @@ def mask_of_another_size(product):
     path = file_of(product, "QL_QUALITY_CLOUD")
     with rasterio.open(path) as raster:
         profile, numbers = raster.profile, raster.read()
-    with rasterio.open(path, "w", **{**profile, "height": 149}) as raster:
-        raster.write(numbers[:, :149])
-    return product, ["QL_QUALITY_CLOUD.TIF", "149 x 140 px", "150 x 140 px"]
+    with rasterio.open(path, "w", **{**profile, "height": 59}) as raster:
+        raster.write(numbers[:, :59])
+    return product, ["QL_QUALITY_CLOUD.TIF", "59 x 50 px", "60 x 50 px"]
 
 
 def huge_header(product):
@@ -337,7 +337,8 @@ def limited(limit: int, *arguments: object) -> "subprocess.CompletedProcess[str]
     )
 
 
-def test_ingest_onto_a_full_disk(product, tmp_path):
+def test_ingest_onto_a_full_disk(tmp_path):
+    product = simulate_scene(tmp_path / "in", height=150, width=140, n_vnir=6, n_swir=8, seed=2).path
     ended = limited(100_000, "ingest", product, tmp_path / "x.zarr")
     assert ended.returncode == 3
     assert_one_message(ended.stderr, [".zarr", "reflectance/c/", "File too large"])

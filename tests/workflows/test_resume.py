@@ -1,13 +1,15 @@
 """A run that is killed goes on where it was, and makes the same bytes as one that was not."""
 
+import functools
+import multiprocessing
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from cubeloom.catalogs.items import read_catalog
 from cubeloom.pipeline import memory, store
 from cubeloom.pipeline.simulate import simulate_scene
+from cubeloom.workflows.cli import main
 from cubeloom.workflows.inspect import validate_path
 from cubeloom.workflows.layout import Layout
 from cubeloom.workflows.ledger import Ledger
@@ -31,19 +34,13 @@ steps:
   - denoise: {method: subspace}
   - superres: {scale: 2}
 """
-SMALL_BLOCKS = """
-import cubeloom.pipeline.memory as memory
-memory.LARGEST_BLOCK = 128
-from cubeloom.workflows.cli import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """A scene of many blocks: its catalog, its only item, and the workflow's file."""
     folder = tmp_path_factory.mktemp("resume")
-    simulate_scene(folder / "in", height=520, width=140, n_vnir=8, n_swir=10, seed=9, layout="strips")
+    simulate_scene(folder / "in", height=520, width=140, n_vnir=4, n_swir=4, seed=9, layout="strips")
     catalog = scan(folder / "in", folder / "catalog").catalog
     workflow = folder / "resumed.yaml"
     workflow.write_text(CHAIN)
@@ -52,7 +49,7 @@ def scene(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of one chunk in this process, as `SMALL_BLOCKS` makes them in another."""
+    """Blocks of one chunk in this process, as `run_it` makes them in another."""
     monkeypatch.setattr(memory, "LARGEST_BLOCK", 128)
 
 
@@ -66,12 +63,12 @@ def undisturbed(scene, tmp_path_factory):
     return result
 
 
-def start(scene, out: Path) -> "subprocess.Popen[str]":
+def run_it(scene, out: Path) -> None:
+    """The run, for a process of its own, in blocks of one chunk."""
     catalog, _, workflow = scene
-    arguments = ["run", workflow, "--catalog", catalog, "--out", out, "--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SMALL_BLOCKS, *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    memory.LARGEST_BLOCK = 128
+    sys.argv = ["cubeloom", "run", *map(str, (workflow, "--catalog", catalog, "--out", out, "--workers", 1))]
+    main()
 
 
 def counts(out: Path) -> tuple[int, int]:
@@ -89,16 +86,15 @@ def counts(out: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def stop_when(process: "subprocess.Popen[str]", out: Path, reached: Callable[[int, int], bool], how: int) -> str:
-    """Send a signal as soon as the ledger says so; returns what the process had written."""
+def stop_when(process: BaseProcess, out: Path, reached: Callable[[int, int], bool], how: int) -> None:
+    """Send a signal as soon as the ledger says so, and wait for the end."""
     deadline = time.monotonic() + 120
     while not reached(*counts(out)):
-        assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()[1]}"
+        assert process.is_alive(), "it ended before it could be stopped"
         assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(how)
-    _, said = process.communicate(timeout=60)
-    return said
+        time.sleep(0.005)
+    os.kill(process.pid, how)
+    process.join(60)
 
 
 POINTS: dict[str, Callable[[int, int], bool]] = {
@@ -108,13 +104,27 @@ POINTS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def killed_at(scene, tmp_path_factory):
+    """Gives a folder for each of `POINTS`: what a run left that was killed there. Not to be changed."""
+    context = multiprocessing.get_context("fork")  # a process that has all imported, which takes longer than the run
+
+    @functools.cache
+    def killed(point: str) -> Path:
+        out = tmp_path_factory.mktemp("killed") / "out"
+        process = context.Process(target=run_it, args=(scene, out))
+        process.start()
+        stop_when(process, out, POINTS[point], signal.SIGKILL)
+        assert process.exitcode == -signal.SIGKILL
+        return out
+
+    return killed
+
+
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_run_resumes_and_makes_the_same_bytes(point, scene, undisturbed, small_blocks, tmp_path):
+def test_a_killed_run_resumes_and_makes_the_same_bytes(point, scene, killed_at, undisturbed, small_blocks, tmp_path):
     _, item, workflow = scene
-    out = tmp_path / "out"
-    process = start(scene, out)
-    stop_when(process, out, POINTS[point], signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    out = Path(shutil.copytree(killed_at(point), tmp_path / "out"))
     assert_nothing_is_visible(out)
     with Ledger(Layout(out).ledger) as ledger:
         (row,) = ledger.scenes()
@@ -138,18 +148,10 @@ def test_a_killed_run_resumes_and_makes_the_same_bytes(point, scene, undisturbed
         assert ledger.journal(row.identity).chunks() == {}
 
 
-@pytest.fixture(scope="module")
-def killed_once(scene, tmp_path_factory):
-    """An output directory whose run was killed among the steps."""
-    out = tmp_path_factory.mktemp("killed") / "out"
-    stop_when(start(scene, out), out, POINTS["among the steps"], signal.SIGKILL)
-    return out
-
-
 @pytest.fixture
-def killed(killed_once, tmp_path):
-    """A copy of it, to go on from."""
-    return Path(shutil.copytree(killed_once, tmp_path / "out"))
+def killed(killed_at, tmp_path):
+    """A copy of what a run left that was killed among the steps, to go on from."""
+    return Path(shutil.copytree(killed_at("among the steps"), tmp_path / "out"))
 
 
 def assert_nothing_is_visible(out: Path) -> None:
@@ -171,14 +173,14 @@ def test_a_resumed_run_may_use_other_blocks_and_threads(scene, undisturbed, kill
     assert (resumed.product / store.COMMIT).read_bytes() == (undisturbed.product / store.COMMIT).read_bytes()
 
 
-def test_sigterm_ends_the_run_with_143_and_keeps_its_blocks(scene, undisturbed, tmp_path):
+def test_sigterm_ends_the_run_with_143_and_keeps_its_blocks(scene, undisturbed, forked, tmp_path):
     _, item, workflow = scene
     out = tmp_path / "out"
-    process = start(scene, out)
-    said = stop_when(process, out, POINTS["while it is ingested"], signal.SIGTERM)
-    assert process.returncode == 143
-    assert "stopped by SIGTERM; a run keeps its finished blocks" in said
-    assert "Traceback" not in said
+    started = forked(run_it, scene, out)
+    stop_when(started.process, out, POINTS["while it is ingested"], signal.SIGTERM)
+    assert started.end() == 143
+    assert "stopped by SIGTERM; a run keeps its finished blocks" in started.errors
+    assert "Traceback" not in started.errors
     assert read_catalog(out) == []
     assert not (out / "scenes").exists()
     found = read_status(out)
