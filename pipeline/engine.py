@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -305,10 +306,10 @@ def write_scene(scene: xr.Dataset, path: str | Path, *, overwrite: bool = False)
     with _staging(out) as staged:
         store.create(staged, [spec])
         arrays = {name: da.asarray(scene[name].data, name=False) for name in spec.variables}  # hashes no pixels
-        write = delayed(_write_window, pure=False)
+        write = delayed(partial(_write_window, staged, spec), pure=False)  # Dask would search all of the spec
         edge = (STATISTICS_BLOCK, STATISTICS_BLOCK)
         tasks = [
-            write(staged, spec, window, {name: array[(..., *window.slices)] for name, array in arrays.items()})
+            write(window, {name: array[(..., *window.slices)] for name, array in arrays.items()})
             for window in tile(spec.shape, edge)
         ]
         journal = MemoryJournal()

@@ -6,6 +6,7 @@ The graph holds one task a block and names the stage by its parameters alone; pi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol
 
 import dask.array as da
@@ -72,13 +73,13 @@ def lift_guide(stage: Stage, regrid: Regridding = regridded) -> Callable[[xr.Dat
         (name,) = stage.guides
         source = regrid(SceneSource(guide, spec_of(guide)), lazy.spec)
         spec = replace(plan_stage(stage, lazy.spec).guides[name], group="", scale=1)
-        read = delayed(_read_shifted, pure=False)
+        read = _task(_read_shifted, source, stage)
         stats = _lazy_stats(stage, lazy)
         rows: dict[int, list[dict[str, Any]]] = {}
         for window in _windows(spec, source.scale):
             pieces = {
                 variable: da.from_delayed(
-                    read(source, stage, stats, variable, window),
+                    read(stats, variable, window),
                     (*spec.sizes(variable)[:-2], *window.shape),
                     dtype=spec.variables[variable].encoding.decoded_dtype,
                 )
@@ -158,7 +159,12 @@ def _reshaped(name: str, dims: tuple[str, ...], before: SceneSpec, after: SceneS
 def _lazy(variable: xr.DataArray, edge: int = STATISTICS_BLOCK) -> Any:  # noqa: ANN401 - dask is untyped
     """The variable on Dask in blocks of the statistics lattice, every other axis whole."""
     chunks = (*(-1,) * (variable.ndim - 2), edge, edge)
-    return da.asarray(variable.data).rechunk(chunks)
+    return da.asarray(variable.data, name=False).rechunk(chunks)  # named without hashing the pixels
+
+
+def _task(function: Callable[..., Any], *known: Any, nout: int | None = None) -> Any:  # noqa: ANN401 - dask is untyped
+    """A function as a task, with its first arguments, in which Dask would search every field for lazy values."""
+    return delayed(partial(function, *known), pure=False, nout=nout)
 
 
 def _windows(spec: SceneSpec, scale: int = 1) -> list[Window]:
@@ -173,8 +179,8 @@ def _lazy_stats(stage: Stage, lazy: _LazyScene) -> Any:  # noqa: ANN401 - a Dela
         parts = []
         for core in _windows(spec):
             window = core.expand(halo, spec.shape)
-            parts.append(delayed(_measure, pure=False)(stage, spec, window, core, lazy.over(window), stats, number))
-        stats = delayed(_settle, pure=False)(stage, spec, parts, stats, number)
+            parts.append(_task(_measure, stage, spec, window, core)(lazy.over(window), stats, number))
+        stats = _task(_settle, stage, spec)(parts, stats, number)
     return stats
 
 
@@ -188,7 +194,7 @@ class _LazyTiles:
     def blended(self, window: Window) -> Any:  # noqa: ANN401 - a Delayed
         """The blend of the tiles that touch a window."""
         images = {number: self.images[number] for number in self.lattice.touching(window)}
-        return delayed(_blend, pure=False)(self.lattice, window, images)
+        return _task(_blend, self.lattice, window)(images)
 
 
 def _lazy_tiles(stage: Stage, lazy: _LazyScene, stats: Any) -> _LazyTiles | None:  # noqa: ANN401 - a Delayed
@@ -201,7 +207,7 @@ def _lazy_tiles(stage: Stage, lazy: _LazyScene, stats: Any) -> _LazyTiles | None
     for group in lattice.groups(tiling.at_once):
         windows = [lattice.window(number) for number in group]
         inputs = [lazy.over(window) for window in windows]
-        images += delayed(_infer, pure=False, nout=len(group))(stage, spec, windows, inputs, stats)
+        images += _task(_infer, stage, spec, windows, nout=len(group))(inputs, stats)
     return _LazyTiles(lattice, images)
 
 
@@ -222,7 +228,7 @@ def _lazy_blocks(
         inputs = lazy.over(window)
         # An argument of its own: Dask confuses the values of nested dicts that hold both arrays and Delayeds.
         blended = None if tiles is None else tiles.blended(window)
-        made = delayed(_apply, pure=False)(stage, before, window, core, inputs, blended, stats, factor, tuple(names))
+        made = _task(_apply, stage, before, window, core)(inputs, blended, stats, factor, tuple(names))
         pieces = {}
         for name in names:
             leading = after.sizes(name)[:-2]

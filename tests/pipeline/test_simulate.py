@@ -296,7 +296,7 @@ class TestPixels:
         if landscape == "temperate":
             scene = l2a
         else:
-            scene = Opened(simulate_scene(tmp_path, seed=4, landscape=landscape, height=256, width=256, clouds=0))
+            scene = Opened(simulate_scene(tmp_path, seed=4, landscape=landscape, height=160, width=160, clouds=0))
         spectra = scene.truth("CLEAN")[:, scene.inside].astype(float)
         energy = np.linalg.eigvalsh(spectra @ spectra.T)[::-1].cumsum()
         needed = int(np.searchsorted(energy / energy[-1], 0.9999)) + 1
