@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _summary(result: RunResult) -> dict[str, Any]:
         "workflow": result.workflow.name,
         "workflow_yaml": redact(yaml.safe_dump(workflow, sort_keys=False)),
         "machine": result.machine,
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(result.seconds, 3),
         "scenes": [_scene_record(scene, result.out) for scene in result.scenes],
     }
@@ -97,7 +98,9 @@ def _scene_record(scene: SceneResult, out: Path) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what makes a product; to look them up takes longer than to write a summary."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("cubeloom", "numpy", "xarray", "zarr", "rasterio", "scikit-learn")}

@@ -1,5 +1,7 @@
 """A tiny scene in a catalog, its product as an undisturbed run makes it, and children that meet faults."""
 
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,7 @@ class Case:
 
 def build_case(nursery: Nursery, folder: Path, chain: str = CHAIN, count: int = 1, **options: int) -> Case:
     """Simulated scenes in a catalog below `folder`."""
-    size = {"height": 520, "width": 60, "n_vnir": 4, "n_swir": 4} | options
+    size = {"height": 520, "width": 24, "n_vnir": 4, "n_swir": 4} | options
     for seed in range(count):
         simulate_scene(folder / "in", seed=seed, **size)
     workflow = folder / "chain.yaml"
@@ -66,9 +68,15 @@ def one(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.fixture(scope="session")
+def two(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Two scenes of one block."""
+    return build_case(nursery, tmp_path_factory.mktemp("two"), count=2, height=40, width=24)
+
+
+@pytest.fixture(scope="session")
 def three(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Three scenes of one block."""
-    return build_case(nursery, tmp_path_factory.mktemp("three"), count=3, height=60, width=50)
+    return build_case(nursery, tmp_path_factory.mktemp("three"), count=3, height=40, width=24)
 
 
 @pytest.fixture
@@ -97,6 +105,10 @@ class Expected:
             self._known[case.workflow] = out
         return self._known[case.workflow]
 
+    def copy(self, case: Case, out: Path) -> Path:
+        """A copy of it at `out`, to be changed."""
+        return Path(shutil.copytree(self.out(case), out))
+
     def holds(self, case: Case, out: Path) -> None:
         """Assert that an output directory stands as if nothing had ever happened, and that nothing is left over."""
         assert not list(breaches(out))
@@ -108,3 +120,18 @@ class Expected:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     """The products of undisturbed runs."""
     return Expected(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def _sealing(one: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output directory whose run was killed when all blocks stood; not to be changed."""
+    out = tmp_path_factory.mktemp("sealing") / "out"
+    killed = one.run(out, fault=Fault(at="cubeloom.pipeline.store.seal"))
+    assert killed.code == -signal.SIGKILL, killed.said
+    return out
+
+
+@pytest.fixture
+def sealing(_sealing: Path, tmp_path: Path) -> Path:
+    """A copy of it: for a run over `one` that begins here, what is left is to seal and to publish."""
+    return Path(shutil.copytree(_sealing, tmp_path / "out"))

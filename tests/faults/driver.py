@@ -15,6 +15,7 @@ import os
 import pkgutil
 import platform
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -87,21 +88,26 @@ class Child:
 
     def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for its end."""
-        deadline = time.monotonic() + timeout_s
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise AssertionError(f"still at it after {timeout_s} s:\n{self.said}")
-            time.sleep(0.005)
+        self._await_end(timeout_s)
+        if (code := self.poll()) is None:
+            os.kill(self.pid, signal.SIGKILL)
+            raise AssertionError(f"still at it after {timeout_s} s:\n{self.said}")
         return code
 
     def wait_or_kill(self, seconds: float) -> int | None:
         """How it ended by itself; None where it was killed after so long."""
-        deadline = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+        self._await_end(seconds)
         self.send(signal.SIGKILL)
         return None if self.wait() == -signal.SIGKILL else self.code
+
+    def _await_end(self, seconds: float) -> None:
+        """Sleep until it has ended, or for so long; to ask again and again would take time from what is asked about."""
+        if self.code is None:
+            end = os.pidfd_open(self.pid)  # the nursery reaps it only when it is asked, so the number is still its own
+            try:
+                select.select([end], [], [], seconds)
+            finally:
+                os.close(end)
 
     def wait_stopped(self) -> None:
         """Wait until SIGSTOP has stopped it."""
@@ -127,16 +133,17 @@ class Nursery:
 
     Args:
         folder: for what they write.
+        also: modules that its children need beside `IMPORTED`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *also: str) -> None:
         self.folder = folder
         self._numbers = count()
         self._lock = threading.Lock()
         loopback = {"CUBELOOM_HOSTS": "http://127.0.0.1", "CUBELOOM_PRIVATE": "1"}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **loopback}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, *also], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def __enter__(self) -> "Nursery":
@@ -215,7 +222,7 @@ PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {"cubeloom": _cubeloom, "r
 
 def main() -> None:
     """Fork a child for every request until stdin ends."""
-    _import_everything()
+    _import_everything(sys.argv[1:])
     running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -269,14 +276,18 @@ QUICKER = (
 """Settings of modules for all children."""
 
 
-def _import_everything() -> None:
-    for name in IMPORTED:
+def _import_everything(also: Sequence[str]) -> None:
+    for name in (*IMPORTED, *also):
         importlib.import_module(name)
     for dotted, name, value in QUICKER:
         setattr(sys.modules[dotted], name, value)
     sys.modules["cubeloom.catalogs.access"].Access.__init__.__kwdefaults__["pause"] = 0.01
     sys.modules["PIL.Image"].init()  # imports a module for every format
     sys.modules["cubeloom.workflows.report"].page_template()
+    sys.modules["cubeloom.workflows.summary"].versions()
+    typer = sys.modules["typer.main"]
+    commands = typer.get_command(sys.modules["cubeloom.workflows.cli"].app)  # else made anew for every child
+    typer.get_command = lambda _: commands  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()  # else the first collection in a child would copy all that it shares with this process
 

@@ -6,7 +6,7 @@ from cubeloom.workflows.status import read_status
 
 from .driver import Fault
 
-POINTS = {
+BUILDING = {
     "at once": ("", 1),
     "layout": ("cubeloom.pipeline.store.create", 1),
     "first chunk": ("cubeloom.pipeline.chunks._overwrite", 1),
@@ -14,6 +14,8 @@ POINTS = {
     "a block's row": ("cubeloom.workflows.ledger.LedgerJournal.add_block", 4),
     "statistics": ("cubeloom.workflows.ledger.LedgerJournal.add_statistics", 3),
     "overview": ("cubeloom.pipeline.chunks.halve_chunks", 1),
+}
+PUBLISHING = {
     "commit record": ("cubeloom.pipeline.store._write_commit", 1),
     "rename": ("cubeloom.pipeline.store.publish", 1),
     "pictures": ("cubeloom.workflows.scene_task.write_quicklooks", 1),
@@ -24,10 +26,17 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", BUILDING)
 def test_no_file_takes_anything_from_a_point_on(point, one, expected, tmp_path):
-    at, nth = POINTS[point]
-    out = tmp_path / "out"
+    assert_it_is_told_and_mended(tmp_path / "out", *BUILDING[point], one, expected)
+
+
+@pytest.mark.parametrize("point", PUBLISHING)
+def test_no_file_takes_anything_on_the_way_out(point, one, expected, sealing):
+    assert_it_is_told_and_mended(sealing, *PUBLISHING[point], one, expected)
+
+
+def assert_it_is_told_and_mended(out, at, nth, one, expected):
     with one.nursery.watching(out):
         full = one.run(out, fault=Fault(at=at, nth=nth, largest_file=1))
         assert full.code in (1, 3), full.said
@@ -41,12 +50,12 @@ def test_no_file_takes_anything_from_a_point_on(point, one, expected, tmp_path):
 @pytest.fixture
 def large(make_case):
     """A scene whose chunks are larger than all that else is written."""
-    return make_case(height=128, width=128, n_vnir=30, n_swir=30)
+    return make_case(height=128, width=128, n_vnir=15, n_swir=15)
 
 
 def test_a_chunk_that_does_not_fit_fails_its_scene_and_gives_the_space_back(large, expected, tmp_path):
     out = tmp_path / "out"
-    full = large.run(out, fault=Fault(largest_file=600_000))
+    full = large.run(out, fault=Fault(largest_file=300_000))
     assert full.code == 3, full.said
     assert "cannot write a chunk" in full.said
     assert "File too large" in full.said

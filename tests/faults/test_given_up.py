@@ -32,7 +32,7 @@ def test_after_three_deaths_in_turn_the_others_go_on(three, expected, tmp_path):
 
 
 def test_a_failure_of_its_own_is_no_death(make_case, tmp_path):
-    case = make_case(height=60, width=50)
+    case = make_case(height=40, width=24)
     (image,) = case.catalog.parent.with_name("in").glob("*/*-SPECTRAL_IMAGE.TIF")
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     out, (item,) = tmp_path / "out", read_catalog(case.catalog)

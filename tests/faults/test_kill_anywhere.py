@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from .driver import Fault
+from .conftest import build_case
+from .driver import Fault, Nursery
 
 NETWORK = """
 name: tiled
@@ -43,16 +44,16 @@ def test_a_kill_before_a_change_of_a_file(share, operations, one, expected, tmp_
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_kills_at_random_moments_one_after_the_other(seed, three, expected, tmp_path):
-    """Up to three kills; a run that was quicker has nothing left to lose."""
+def test_kills_at_random_moments_one_after_the_other(seed, two, expected, tmp_path):
+    """Up to two kills; a run that was quicker has nothing left to lose."""
     chance, out = random.Random(seed), tmp_path / "out"
-    with three.nursery.watching(out):
+    with two.nursery.watching(out):
         for _ in range(3):
-            child = three.start(out, "--again")
+            child = two.start(out, "--again")
             time.sleep(chance.uniform(0.02, 0.7))
             child.send(signal.SIGKILL)
             child.wait()
-        rerun(three, expected, out)
+        rerun(two, expected, out)
 
 
 @pytest.mark.parametrize("largest_file", [20, 700, 3_000, 9_000, 40_000])
@@ -65,8 +66,15 @@ def test_a_death_in_the_middle_of_a_write(largest_file, one, expected, tmp_path)
         rerun(one, expected, out)
 
 
-def test_a_kill_among_the_tiles_of_a_network(make_case, expected, tmp_path):
-    case = make_case(NETWORK, height=100, width=40, n_vnir=4, n_swir=4)
+@pytest.fixture
+def with_torch(tmp_path_factory):
+    """Children that need not import PyTorch each by itself; not all have it, for it makes a process large."""
+    with Nursery(tmp_path_factory.mktemp("torch"), "torch", "cubeloom.models.registry") as started:
+        yield started
+
+
+def test_a_kill_among_the_tiles_of_a_network(with_torch, expected, tmp_path_factory, tmp_path):
+    case = build_case(with_torch, tmp_path_factory.mktemp("case"), NETWORK, height=100, width=40)
     out = tmp_path / "out"
     at = "cubeloom.workflows.ledger.LedgerJournal.add_tiles"
     assert case.run(out, fault=Fault(at=at, when="after")).code == -signal.SIGKILL

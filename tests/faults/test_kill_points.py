@@ -35,7 +35,7 @@ PUBLISHING = [
     ("the item's replacement", "pathlib.Path.replace", 1),
     ("the sync of the item's folder", "os.fsync", 2),
     ("the scene's end in the ledger", f"{LEDGER}.end", 1),
-    ("the forgetting of its blocks", f"{LEDGER}._drop", 2),
+    ("the forgetting of its blocks", f"{LEDGER}._drop", 1),
     ("the way out of the quarantine", "cubeloom.workflows.layout.Layout.release", 1),
     ("the index", "cubeloom.workflows.run.write_index", 1),
     ("the replacement of the collection", "pathlib.Path.replace", 2),
@@ -51,17 +51,29 @@ AFTER = {
     "the report",
 }
 """Steps whose end is no other one's beginning: between them lies what a step makes visible or leaves half-made."""
-STEPS = [
-    pytest.param(at, nth, when, id=f"{when} {what}")
-    for what, at, nth in BUILDING + PUBLISHING
-    for when in ("before", "after")
-    if when == "before" or what in AFTER
-]
 
 
-@pytest.mark.parametrize(("at", "nth", "when"), STEPS)
+def steps(named):
+    return [
+        pytest.param(at, nth, when, id=f"{when} {what}")
+        for what, at, nth in named
+        for when in ("before", "after")
+        if when == "before" or what in AFTER
+    ]
+
+
+@pytest.mark.parametrize(("at", "nth", "when"), steps(BUILDING))
 def test_a_kill_at_a_step(at, nth, when, one, expected, tmp_path):
-    out = tmp_path / "out"
+    assert_a_kill_is_mended(tmp_path / "out", at, nth, when, one, expected)
+
+
+@pytest.mark.parametrize(("at", "nth", "when"), steps(PUBLISHING))
+def test_a_kill_at_a_step_on_the_way_out(at, nth, when, one, expected, sealing):
+    """The run begins where the blocks stand: it must not compute them for every step."""
+    assert_a_kill_is_mended(sealing, at, nth, when, one, expected)
+
+
+def assert_a_kill_is_mended(out, at, nth, when, one, expected):
     with one.nursery.watching(out):
         killed = one.run(out, fault=Fault(at=at, when=when, nth=nth))
         assert killed.code == -signal.SIGKILL, f"the step was never reached:\n{killed.said}"

@@ -1,4 +1,4 @@
-"""The soak test over a few scenes: half of them broken, each in its own way."""
+"""The soak test over a few scenes: most of them broken, each in its own way."""
 
 import importlib.util
 import sys
@@ -18,11 +18,11 @@ def soak():
     return module
 
 
-def test_a_catalog_of_24_under_kills(soak, nursery, tmp_path):
+def test_a_small_catalog_under_kills(soak, nursery, tmp_path):
     def run_for(arguments, seconds):
         child = nursery.start(*arguments)
         return child.wait_or_kill(seconds)
 
-    said = soak.soak(tmp_path, 24, len(soak.HARMS), 1, run_for, (0.2, 1.5), least=3)
+    said = soak.soak(tmp_path, len(soak.HARMS) + 6, len(soak.HARMS), 1, run_for, (0.2, 1.5), least=3)
     print(said)
-    assert "12 published, 12 quarantined, ledger exact" in said
+    assert "6 published, 12 quarantined, ledger exact" in said

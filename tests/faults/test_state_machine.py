@@ -42,7 +42,7 @@ from cubeloom.workflows.scene_task import plan_scene
 from cubeloom.workflows.schema import load_workflow
 from cubeloom.workflows.sweep import drop_versions, sweep
 
-from .reader import breaches, leftovers, product_of
+from .reader import breaches, leftovers, product_of, stamps
 
 FLOW = "flow"
 SCENES, VERSIONS = 2, 3
@@ -104,6 +104,7 @@ class Publishing(RuleBasedStateMachine):
         self.layout = Layout(self.folder / "out")
         self.ledger: Ledger | None = None
         self.work: Work | None = None
+        self.seen: object = None
 
     def teardown(self) -> None:
         """Whatever has happened: the next run brings every scene to its end, and leaves nothing."""
@@ -322,6 +323,9 @@ class Publishing(RuleBasedStateMachine):
                 identity = self.model.pointed[scene]
                 assert product_of(path) == self.product(scene, identity)
                 assert (product_of(path) / store.COMMIT).read_text() == self.world.commits[identity]
+        if self.seen == (seen := stamps(self.layout.out)):
+            return  # to hash the same files again would tell the same
+        self.seen = seen
         damaged = {str(self.product(scene, self.model.pointed[scene])) for scene in self.model.damaged}
         assert not [one for one in breaches(self.layout.out) if not any(path in one for path in damaged)]
 

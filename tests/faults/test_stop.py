@@ -22,20 +22,20 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_stop_in_a_phase(phase, three, expected, tmp_path):
+def test_a_stop_in_a_phase(phase, two, expected, tmp_path):
     at, nth = PHASES[phase]
     out = tmp_path / "out"
-    with three.nursery.watching(out):
-        stopped = three.run(out, "--scenes", 1, fault=Fault(at=at, nth=nth, number=signal.SIGTERM))
+    with two.nursery.watching(out):
+        stopped = two.run(out, "--scenes", 1, fault=Fault(at=at, nth=nth, number=signal.SIGTERM))
         assert stopped.code == 143, stopped.said
         assert "stopped by SIGTERM" in stopped.said
         assert "Traceback" not in stopped.said
         found = read_status(out)
         assert set(found.counts()) <= {"aborted", "succeeded"}
-        assert found.counts()["aborted"] >= 2
+        assert found.counts()["aborted"] >= 1
         assert not found.running
-        assert three.run(out).code == 0
-    expected.holds(three, out)
+        assert two.run(out).code == 0
+    expected.holds(two, out)
 
 
 def test_a_stop_after_the_last_scene_still_makes_the_index(one, expected, tmp_path):
