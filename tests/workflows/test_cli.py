@@ -86,7 +86,7 @@ max_per_class: 200
 def test_from_nothing_to_a_classified_map(cli, tmp_path):
     """The whole way as a user types it: simulate, scan, run, info, validate, export, report, train, classify."""
     data, catalog, out = tmp_path / "data", tmp_path / "catalog", tmp_path / "out"
-    assert cli("simulate", data, "--size", "132x72", "--seed", 2).code == 0
+    assert cli("simulate", data, "--size", "132x40", "--seed", 2).code == 0
     (product,) = (path for path in data.iterdir() if path.is_dir() and not path.name.endswith("-TRUTH"))
     scanned = cli("scan", data, "--out", catalog, "--json")
     assert scanned.code == 0
@@ -107,7 +107,7 @@ def test_from_nothing_to_a_classified_map(cli, tmp_path):
     assert described["scenes"]["/"]["bands"]["count"] == 224
     assert described["scenes"]["/"]["variables"]["denoised"]["stored_as"] == "int16"
     shown = cli("info", store)
-    assert "132 x 72 px of 30, EPSG:" in shown.out
+    assert "132 x 40 px of 30, EPSG:" in shown.out
     assert scene["identity"] in shown.out
     raw = json.loads(cli("info", product, "--json").out)
     assert raw["kind"] == "product"

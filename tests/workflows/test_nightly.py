@@ -34,6 +34,12 @@ def moment(text):
     return datetime.fromisoformat(text)
 
 
+@pytest.fixture(scope="module")
+def small(tiny):
+    """Scenes of one chunk: how large they are is not the point here."""
+    return tiny
+
+
 @pytest.fixture
 def job(archive, workflow, tmp_path):
     """One night over the archive."""

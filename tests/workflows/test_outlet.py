@@ -20,6 +20,12 @@ pytest.importorskip("obstore")
 
 
 @pytest.fixture(scope="module")
+def small(tiny):
+    """Scenes of one chunk: how large they are is not the point here."""
+    return tiny
+
+
+@pytest.fixture(scope="module")
 def server(object_server):
     with object_server.ObjectServer() as server:
         yield server
@@ -72,8 +78,8 @@ def test_what_is_published_is_there_and_is_not_made_again(
         assert there[f"{name}/{COMMIT}"] == (local.product / COMMIT).read_bytes()
         assert cubeloom.open_scene(scene.href).identical(cubeloom.open_scene(local.product))
         assert scene.product.exists() == keep_local
-    report = report_run(result)
-    assert "cannot be shown" not in report.read_text()
+    if not keep_local:  # else it is read here, as that of any other run
+        assert "cannot be shown" not in report_run(result).read_text()
     whole = [line.partition(": ")[0] for line in validate_path(out) if "chunks" in line]
     assert sorted(whole) == sorted(str(scene.product) if keep_local else scene.href for scene in result.scenes)
 

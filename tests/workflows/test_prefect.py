@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+UNUSED = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "REPOSSESSOR", "TRIGGERS")
+"""What the server does again and again for others than these tests."""
 FIRST, SECOND, THIRD = "2024-02-27T08:00:00Z", "2024-02-28T12:00:00Z", "2024-02-29T23:59:59Z"
 
 
@@ -28,9 +30,17 @@ def _server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DO_NOT_TRACK", "1")
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        for service in UNUSED:
+            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         with prefect_test_harness(server_startup_timeout=120):
             yield
+
+
+@pytest.fixture(scope="module")
+def small(tiny):
+    """Scenes of one chunk: how large they are is not the point here."""
+    return tiny
 
 
 @pytest.fixture
@@ -64,7 +74,7 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_every_scene_is_a_task_of_one_run(archive, job):
+def test_every_scene_is_a_task_of_one_run_and_its_product_is_that_of_the_command(archive, job, tmp_path):
     items = [archive.offer(number, updated)["id"] for number, updated in enumerate((FIRST, SECOND, THIRD))]
     state, tasks = night(job)
     assert state.is_completed()
@@ -75,14 +85,14 @@ def test_every_scene_is_a_task_of_one_run(archive, job):
     state, tasks = night(job)
     assert state.is_completed()
     assert tasks == {}, "what stands is no task"
-
-
-def test_the_products_are_those_of_the_command(archive, job, tmp_path):
-    archive.offer(0, FIRST)
-    night(job)
     job.model_copy(update={"out": tmp_path / "plain"}).run()
-    [[ours], [plain]] = ([item.product_path for item in read_catalog(out)] for out in (job.out, tmp_path / "plain"))
-    assert (ours / COMMIT).read_bytes() == (plain / COMMIT).read_bytes()
+    ours, plain = (commits(out) for out in (job.out, tmp_path / "plain"))
+    assert len(ours) == 3
+    assert ours == plain
+
+
+def commits(out):
+    return {item.id: (item.product_path / COMMIT).read_bytes() for item in read_catalog(out)}
 
 
 def test_only_what_may_pass_is_tried_again(archive, job, stac_server):
