@@ -91,21 +91,25 @@ class Family:
         Args:
             settings: of the architecture.
             to_load: all its weights will be loaded by `load_strictly`; until then it has none where it can do without.
+                It has none either where torch's default device is "meta", which is for those who want shapes alone.
 
         Raises:
             ModelError: the settings are of a kind or size that cannot be built.
         """
         import torch
 
+        from .outlines import without_values
+
         try:
-            with torch.device("meta"):  # shapes without memory: what is too large is told before it is allocated
+            with without_values():  # what is too large is told before it is allocated
                 sketch = self.build(**settings)
             size = sum(value.nbytes for value in (*sketch.parameters(), *sketch.buffers()))
             if size > FILE_LIMIT:
                 raise ValueError(
                     f"its weights would take {size / 1e9:,.0f} GB; at most {FILE_LIMIT / 1e9:,.0f} are built"
                 )
-            return sketch if to_load and _all_is_weights(sketch) else self.build(**settings)
+            without = torch.get_default_device().type == "meta" or (to_load and _all_is_weights(sketch))
+            return sketch if without else self.build(**settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"model {self.name} cannot be built with settings {dict(settings)}: {error}") from error
 

@@ -109,6 +109,26 @@ class TestNames:
         assert not network.training
         assert model_card(family).family == family
 
+    @pytest.mark.parametrize("family", ["croma_nano", "hsdt_s", "spectral_segmenter"])
+    def test_a_network_of_shapes_alone_is_the_one_that_is_built(self, family):
+        """It costs no draws either: the values of an untrained network are the seed's."""
+        torch.manual_seed(0)
+        built = registry._family(family).build()
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            outline = create_model(family)
+        again = create_model(family)
+        kinds = [
+            {
+                name: (one.shape, one.dtype, one.requires_grad)
+                for name, one in network.state_dict(keep_vars=True).items()
+            }
+            for network in (outline, again)
+        ]
+        assert kinds[0] == kinds[1]
+        assert all(one.is_meta for one in outline.state_dict().values())
+        assert same(again, built.eval())
+
 
 class TestWeights:
     def test_shipped_weights_come_by_their_tag(self, tiny, shipped):

@@ -14,9 +14,10 @@ VIT = {"image_size": 8}
 def weights(family="spectral_vit_nano", seed=0, **settings):
     """A state dict of random values in which no two tensors are alike."""
     torch.manual_seed(seed)
-    network = create_model(family, **settings)
+    with torch.device("meta"):
+        network = create_model(family, **settings)
     return {
-        key: torch.rand_like(value) if value.is_floating_point() else value
+        key: torch.rand(value.shape) if value.is_floating_point() else torch.zeros(value.shape, dtype=value.dtype)
         for key, value in network.state_dict().items()
     }
 

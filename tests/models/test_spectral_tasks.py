@@ -119,8 +119,8 @@ class TestAuthorsHeads:
         assert count(outline(family, **settings)) == parameters
 
     def test_names_of_the_parts(self):
-        assert {key.partition(".")[0] for key in shapes(segmenter("conv"))} == {"encoder", "head"}
-        fcn = segmenter("fcn")
+        conv, fcn = (outline("spectral_segmenter", head=head, backbone_settings=SMALL) for head in ("conv", "fcn"))
+        assert {key.partition(".")[0] for key in shapes(conv)} == {"encoder", "head"}
         assert {key.partition(".")[0] for key in shapes(fcn)} == {"encoder", "classifier"}
         assert fcn.head is fcn.classifier
         for backbone, place in (("spectral_vit_nano", "vit_core.head."), ("spectral_resnet50", "resnet.fc.")):
@@ -276,7 +276,7 @@ class TestRefused:
     )
     def test_settings_of_a_segmenter(self, settings, words):
         with pytest.raises(ModelError, match=words):
-            create_model("spectral_segmenter", **settings)
+            outline("spectral_segmenter", **settings)
 
     def test_a_regressor_without_values(self):
         with pytest.raises(ModelError, match="outputs is at least 1"):
