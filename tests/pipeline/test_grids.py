@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cubeloom.pipeline.grids import Window, tile, whole
@@ -12,6 +12,7 @@ from cubeloom.pipeline.grids import Window, tile, whole
 sizes = st.integers(1, 90)
 
 
+@settings(deadline=None)
 @given(sizes, sizes, sizes, sizes)
 def test_tiles_cover_every_pixel_once(height, width, rows, cols):
     count = np.zeros((height, width), int)
@@ -20,6 +21,7 @@ def test_tiles_cover_every_pixel_once(height, width, rows, cols):
     assert (count == 1).all()
 
 
+@settings(deadline=None)
 @given(sizes, sizes, sizes, st.integers(0, 20))
 def test_a_window_grown_by_its_halo_crops_back(height, width, edge, halo):
     array = np.arange(height * width).reshape(height, width)
