@@ -141,7 +141,7 @@ def _require_nested(path: Path, sources: Mapping[int, "CogSource"], resolution: 
 
 def _band_keys(item: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
     """Band and resolution (where the key says it) of the assets that hold bands, by key; none of another item."""
-    found = {}
+    found: dict[str, tuple[str, int | None]] = {}
     if not is_of(item, "sentinel-2"):  # others, such as Landsat's, have a `red`, too
         return found
     for key in item_assets(item):
