@@ -89,7 +89,8 @@ def _item_files(path: Path, grids: "Mapping[str, Source]", bands: Mapping[str, B
             one = file_record(chip.name, chip.file.path, ("data",))
             found[chip.file.path] = replace(one, bands=(bands[chip.name],), grid=grid)
         for name, file in source.quality.files.items():
-            found.setdefault(file.path, file_record(name, file.path, ("data-mask",)))
+            if file.path not in found:  # each is hashed once, though all grids have it
+                found[file.path] = file_record(name, file.path, ("data-mask",))
     return list(found.values())
 
 

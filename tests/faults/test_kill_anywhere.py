@@ -45,7 +45,7 @@ def test_a_kill_before_a_change_of_a_file(share, operations, one, expected, tmp_
 
 @pytest.mark.parametrize("seed", range(4))
 def test_kills_at_random_moments_one_after_the_other(seed, two, expected, tmp_path):
-    """Up to two kills; a run that was quicker has nothing left to lose."""
+    """Up to three kills; a run that was quicker has nothing left to lose."""
     chance, out = random.Random(seed), tmp_path / "out"
     with two.nursery.watching(out):
         for _ in range(3):

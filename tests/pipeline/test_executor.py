@@ -81,6 +81,7 @@ def test_a_stop_ends_what_runs_gives_its_results_and_begins_nothing(executor, wo
         while len(files(tmp_path, "ended")) < 2:
             time.sleep(0.01)
         executor.stop.set()
+        time.sleep(0.2)  # what was about to begin has begun
         at_stop.update(files(tmp_path, "begun"))
 
     stopper = threading.Thread(target=stop_soon)
@@ -90,7 +91,8 @@ def test_a_stop_ends_what_runs_gives_its_results_and_begins_nothing(executor, wo
             given.add(str(number))
     stopper.join()
     assert given == files(tmp_path, "ended") == files(tmp_path, "begun")
-    assert len(given - at_stop) <= executor.workers  # each may begin one while the word is on its way
+    late = 0 if executor.shares_memory else executor.workers  # each may begin one while the word is on its way
+    assert len(given - at_stop) <= late
 
 
 def test_a_stop_after_the_last_task_is_none(executor):
